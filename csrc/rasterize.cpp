@@ -1,0 +1,1 @@
+#include "rasterize.hpp"

@@ -1,0 +1,42 @@
+"""teramind: spatial transcriptomics in, tera-voxel tissue images out, with Tera-MIND networks.
+
+The names below are the public interface. They are imported when first used, so that ``import teramind`` loads
+neither torch nor zarr and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Atlas": "teramind.atlas.store",
+    "DDIMSchedule": "teramind.diffusion.schedule",
+    "InputError": "teramind.errors",
+    "ModelConfig": "teramind.model.config",
+    "TeraMind": "teramind.model.network",
+    "generate": "teramind.generate",
+    "load_checkpoint": "teramind.model.checkpoint",
+    "noise_field": "teramind.diffusion.noise",
+    "rasterize": "teramind.atlas.binning",
+    "sample": "teramind.diffusion.sampling",
+    "save_checkpoint": "teramind.model.checkpoint",
+    "training_loss": "teramind.diffusion.loss",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - every name is in the table above
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module it lives in."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,5 @@
+"""``python -m teramind VERB ...``."""
+
+from teramind.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""From vendor folders to one Zarr store of sparse transcript counts and images."""

@@ -1,0 +1,1 @@
+"""Schedule, noise, sampling and training loss: functions without state."""

@@ -1,0 +1,1 @@
+"""The way of a whole brain through the network: frame, tiles, state."""

@@ -1,0 +1,1 @@
+"""The Tera-MIND network, its configuration and its checkpoints."""

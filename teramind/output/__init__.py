@@ -1,0 +1,1 @@
+"""Writers of finished voxels: OME-Zarr, OME-TIFF, previews."""
