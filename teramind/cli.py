@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from teramind.errors import InputError
+from teramind.errors import TeramindError
 
 EXIT_BAD_INPUT = 2
 
@@ -67,8 +67,6 @@ def guarded(run: Callable[[argparse.Namespace], int | None], arguments: argparse
     """Call ``run`` and turn what the user can mend into one sentence and exit code 2."""
     try:
         return run(arguments) or 0
-    except InputError as error:
-        sys.stderr.write(f"teramind: error: {error}\n")
-    except OSError as error:  # disk full, no permission, no such file: the system's own words name the file
+    except (TeramindError, OSError) as error:  # an OSError (disk full, no permission) names its file itself
         sys.stderr.write(f"teramind: error: {error}\n")
     return EXIT_BAD_INPUT

@@ -1,9 +1,13 @@
-"""The one exception that means: what was asked for cannot be done, and here is what to change."""
+"""The exceptions that commands turn into one sentence and exit code 2."""
 
 
-class InputError(ValueError):
-    """Input that cannot be used: a file, an option, or two of them that do not fit together.
+class TeramindError(Exception):
+    """Anything this package raises on purpose. The message is one sentence: what is wrong, and what to do."""
 
-    Its message is one sentence with the offending value and what to do about it. Commands print it and exit with
-    code 2; library callers may catch it as a ``ValueError``.
-    """
+
+class InputError(TeramindError, ValueError):
+    """Input that cannot be used: a file, an option, or two of them that do not fit together."""
+
+
+class ComputationError(TeramindError, RuntimeError):
+    """A run that had to stop: values that are not numbers, a device that is gone."""

@@ -53,6 +53,7 @@ class TeraMind(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._patch_batch: int | None = None
         self.time_embed = TimeEmbedding(config.base_channels, config.embed_channels)
         self.rna_blocks = self._gene_blocks()
         self.input_blocks, skip_channels = self._encoder_blocks()
@@ -248,9 +249,16 @@ class TeraMind(nn.Module):
         parts = self._batches(encoded.middle)
         return torch.cat([self._decode(encoded.map(itemgetter(part)), time[part]) for part in parts])
 
-    @staticmethod
-    def _batches(patches: Tensor) -> Iterator[slice]:
-        size = PATCH_BATCH.get(patches.device.type, PATCH_BATCH["cuda"])
+    def patch_batch(self, device: torch.device) -> int:
+        """Patches that go through encoder or decoder together at inference."""
+        return self._patch_batch or PATCH_BATCH.get(device.type, PATCH_BATCH["cuda"])
+
+    def limit_patch_batch(self, patches: int) -> None:
+        """Send at most so many patches through together, where memory is short. The result is the same."""
+        self._patch_batch = patches
+
+    def _batches(self, patches: Tensor) -> Iterator[slice]:
+        size = self.patch_batch(patches.device)
         return (slice(start, start + size) for start in range(0, len(patches), size))
 
     # ---- checks --------------------------------------------------------------------------------------------------

@@ -1,0 +1,164 @@
+"""One DDIM step of a batch of tiles on a device: predict, check, update, round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teramind.diffusion.schedule import DDIMSchedule
+from teramind.errors import ComputationError, InputError
+from teramind.model.network import TeraMind
+
+logger = logging.getLogger(__name__)
+
+StateDtype = Literal["float16", "float32"]
+Quantise = Literal["round", "truncate"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Denoiser(Protocol):
+    """What takes a batch of tiles one step further; the engine knows nothing else of a network.
+
+    Attributes:
+        steps: number of steps.
+        state_dtype: numpy type of the state between steps.
+    """
+
+    steps: int
+    state_dtype: np.dtype[np.floating]
+
+    def __call__(
+        self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
+    ) -> NDArray[np.generic]:
+        """The states after ``step``.
+
+        Args:
+            states: (B, S, Z, h+P, w+P), with the rim.
+            genes: (B, G, Zg, (h+P)/16, (w+P)/16) counts.
+            step: 0 .. steps-1.
+            names: what to call each tile in a message.
+
+        Returns:
+            (B, S, Z, h, w) in the state's type; uint8 pixels after the last step.
+        """
+
+
+class NetworkDenoiser:
+    """A ``Denoiser`` that runs a network on a device.
+
+    float32 means float32: TF32 is off while it runs. Half precision casts weights and activations; the state and the
+    update stay in float32.
+
+    Args:
+        net: the network; moved to the device and cast.
+        device: where it runs.
+        dtype: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on a GPU.
+        steps: DDIM steps.
+        state_dtype: type of the state between steps. The reference stores float16.
+        quantise: "round" to the nearest grey level, or "truncate" as the reference does.
+    """
+
+    def __init__(
+        self,
+        net: TeraMind,
+        device: str | torch.device = "cpu",
+        dtype: str = "auto",
+        steps: int = 15,
+        state_dtype: StateDtype = "float16",
+        quantise: Quantise = "round",
+    ) -> None:
+        if quantise not in ("round", "truncate"):
+            raise InputError(f"quantise is {quantise!r}; it has to be round or truncate")
+        if state_dtype not in ("float16", "float32"):
+            raise InputError(f"state_dtype is {state_dtype!r}; it has to be float16 or float32")
+        self.device = torch.device(device)
+        self.net = net.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        self.schedule = DDIMSchedule(steps)
+        self.steps = steps
+        self.state_dtype = np.dtype(state_dtype)
+        self.quantise = quantise
+
+    @torch.no_grad()
+    def __call__(
+        self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
+    ) -> NDArray[np.generic]:
+        margin = self.net.config.patch_size // 2
+        x = torch.from_numpy(states).to(self.device, torch.float32)  # (B, S, Z, h+P, w+P)
+        counts = torch.from_numpy(genes).to(self.device, torch.float32)
+        t = torch.full((len(x),), int(self.schedule.timesteps[step]), device=self.device)
+        with full_float32(self.device):
+            eps = self._predict(x, t, counts).float()  # (B, S, Z, h, w)
+        self._check(eps, step, names)
+        after = self.schedule.step(x[..., margin:-margin, margin:-margin], eps, step)
+        after = after.to(torch.from_numpy(np.empty(0, self.state_dtype)).dtype)
+        if step == self.steps - 1:
+            after = to_uint8(after.float(), self.quantise)
+        return np.asarray(after.cpu().numpy())
+
+    def _predict(self, x: Tensor, t: Tensor, counts: Tensor) -> Tensor:
+        """The network's prediction; out of device memory, with fewer patches at a time."""
+        while True:
+            try:
+                return self.net(x, t, counts)
+            except torch.OutOfMemoryError:
+                batch = self.net.patch_batch(self.device)
+                if batch == 1:
+                    raise ComputationError(
+                        f"{self.device} has not enough free memory for one patch of this network; free some"
+                    ) from None
+            torch.cuda.empty_cache()
+            self.net.limit_patch_batch(batch // 2)
+            logger.warning("%s is out of memory: going on with %d patches at a time", self.device, batch // 2)
+
+    def _check(self, eps: Tensor, step: int, names: Sequence[str]) -> None:
+        """Stop at a NaN or Inf now: the clip of the update would hide it."""
+        finite = torch.isfinite(eps).flatten(1).all(dim=1).tolist()
+        bad = [name for name, good in zip(names, finite, strict=True) if not good]
+        if bad:
+            raise ComputationError(
+                f"the network's prediction is not finite at step {step} (t = {self.schedule.timesteps[step]}) in {bad[0]}; "
+                "nothing of it was written: try --dtype float32, or look at the checkpoint and the counts there"
+            )
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch type of a name; "auto" is float32 on a CPU and bfloat16 on a GPU."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; it has to be auto or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def to_uint8(image: Tensor, quantise: Quantise) -> Tensor:
+    """-1..1 -> 0..255."""
+    scaled = (image + 1) * 127.5
+    return (scaled.round() if quantise == "round" else scaled.trunc()).clamp(0, 255).to(torch.uint8)
+
+
+class _Precision(NamedTuple):
+    matmul: bool
+    convolution: bool
+
+
+class full_float32:  # noqa: N801 - a context manager, used like a function
+    """Keep TF32 out of float32 on CUDA, and leave the process's setting as it was."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.active = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        if self.active:
+            self.before = _Precision(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *exception: object) -> None:
+        if self.active:
+            torch.backends.cuda.matmul.allow_tf32 = self.before.matmul
+            torch.backends.cudnn.allow_tf32 = self.before.convolution

@@ -1,0 +1,96 @@
+"""Matching an atlas's genes to a network's gene axis, by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teramind.errors import InputError
+
+logger = logging.getLogger(__name__)
+Missing = Literal["error", "zero"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Where each of the network's genes is found in the atlas.
+
+    Attributes:
+        names: the network's genes, in the order of its gene axis; None where neither side can tell.
+        columns: (G,) index into the atlas's genes, -1 for a gene that is not there and reads as zero.
+        missing: names that are not in the atlas.
+        unused: names of the atlas that the network does not know.
+    """
+
+    names: list[str] | None
+    columns: NDArray[np.int64]
+    missing: list[str]
+    unused: list[str]
+
+    def select(self, counts: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """(atlas genes, Zg, h, w) -> (G, Zg, h, w) in the network's order."""
+        if len(self.columns) == len(counts) and np.array_equal(self.columns, np.arange(len(counts))):
+            return counts
+        selected = counts[np.maximum(self.columns, 0)]
+        selected[self.columns < 0] = 0
+        return selected
+
+
+def match_genes(
+    network: Sequence[str] | None, size: int, atlas: Sequence[str], missing: Missing = "error"
+) -> Panel:
+    """Match by name; without names, equal counts are taken to be in the same order, and that is said.
+
+    Args:
+        network: names of the network's genes, or None where the checkpoint has none and none were given.
+        size: G, the length of the network's gene axis.
+        atlas: names of the atlas's genes.
+        missing: "error", or "zero" to let genes that the atlas lacks read as zero.
+    """
+    if network is None:
+        if size != len(atlas):
+            raise InputError(
+                f"the checkpoint names no genes and has {size} of them, the atlas {len(atlas)}: give the names in the "
+                "checkpoint's order with --genes FILE"
+            )
+        logger.warning("the checkpoint names no genes; its %d are taken to be the atlas's, in the same order", size)
+        return Panel(None, np.arange(size), [], [])
+    names = list(network)
+    if len(names) != size:
+        raise InputError(f"{len(names)} gene names were given; the network has {size} genes")
+    if len(set(names)) != size:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"the gene names repeat {', '.join(twice[:5])}; each has to stand once")
+    column = {name: index for index, name in enumerate(atlas)}
+    absent = [name for name in names if name not in column]
+    if absent and missing == "error":
+        raise InputError(
+            f"the atlas lacks {len(absent)} of the network's {size} genes ({', '.join(absent[:10])}"
+            f"{', ...' if len(absent) > 10 else ''}); --missing-genes zero reads them as zero"
+        )
+    unused = [name for name in atlas if name not in set(names)]
+    if absent:
+        logger.warning("%d genes are not in the atlas and read as zero: %s", len(absent), ", ".join(absent))
+    if unused:
+        logger.info("%d genes of the atlas are not used by the network: %s", len(unused), ", ".join(unused))
+    return Panel(names, np.array([column.get(name, -1) for name in names]), absent, unused)
+
+
+def read_gene_names(path: str) -> list[str]:
+    """One name a line; blank lines are passed over, and a leading index column (as in a table) is an error."""
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a name given by the user, read once
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the gene list {path} cannot be read ({error})") from None
+    spaced = next((name for name in names if "\t" in name or "," in name), None)
+    if spaced:
+        raise InputError(f"the gene list {path} has one name a line; {spaced!r} is more than a name")
+    if not names:
+        raise InputError(f"the gene list {path} is empty")
+    return names
