@@ -219,6 +219,8 @@ class MultiscaleWriter:
             raise ValueError(f"block {blocks} (c, z, y, x) reaches outside the image {self._shapes[0]}")
         if pixels is not None and pixels.dtype != np.uint8:
             raise ValueError(f"pixels are {pixels.dtype}, but the image is uint8")
+        if y0 == y1 or x0 == x1:
+            return
         for c in channels:
             for z in slices:
                 plane = None if pixels is None else pixels[c - channels.start, z - slices.start]
