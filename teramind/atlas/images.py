@@ -64,7 +64,7 @@ class ImageWriter:
             for x in range(0, sides[1], SHARD):
                 place = np.array([stain_index, slice_index, y0 + y, x0 + x], dtype="<i8")
                 shard = np.ascontiguousarray(pixels[y : y + SHARD, x : x + SHARD])
-                self.checksum ^= zlib.crc32(shard, zlib.crc32(place))
+                self.checksum ^= zlib.crc32(shard.data, zlib.crc32(place.data))
 
     def finish(self) -> None:
         """Leave what was never written at 0, and write the pyramid to its top.
@@ -73,11 +73,11 @@ class ImageWriter:
             OSError: A shard could not be written.
         """
         height, width = self._shape
-        some = self._written.any(axis=0)
+        touched = np.asarray(self._written.any(axis=0))
         for index, row, column in np.argwhere(~self._written.all(axis=0)).tolist():
             y, x = row * SHARD, column * SHARD
             sides = min(SHARD, height - y), min(SHARD, width - x)
-            if not some[index, row, column]:
+            if not touched[index, row, column]:
                 self._writer.skip(index, y, x, (1, *sides))
                 continue
             for stain in np.flatnonzero(~self._written[:, index, row, column]).tolist():

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any, Self
 
 from teramind.errors import InputError
@@ -82,6 +83,8 @@ class Metadata:
             raise InputError(f"an atlas holds 1 to {MAX_GENES} genes, not {len(self.genes)}")
         if not self.slice_z or not all(math.isfinite(z) for z in self.slice_z):
             raise InputError(f"an atlas needs the finite z of one slice or more in um, not {self.slice_z}")
+        if any(after <= before for before, after in pairwise(self.slice_z)):
+            raise InputError(f"the slices lie at {self.slice_z} um: give them in the order of increasing z")
         if min(self.shape) < 1:
             raise InputError(f"a slice of {self.shape[0]} x {self.shape[1]} px holds nothing")
         if not (math.isfinite(self.pixel_size) and self.pixel_size > 0):
@@ -146,7 +149,9 @@ def _check_names(kind: str, names: Sequence[str]) -> None:
 
 def _check_scaling(scaling: Mapping[str, tuple[float, float]], stains: Sequence[str]) -> None:
     if set(scaling) != set(stains) or not stains:
-        raise InputError(f"images of the stains {list(stains)} come with a scaling for {sorted(scaling)}: name the same")
+        raise InputError(
+            f"images of the stains {list(stains)} come with a scaling for {sorted(scaling)}: name the same"
+        )
     for stain, (low, high) in scaling.items():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"stain {stain} cannot be scaled from {low} to {high}: the second must be the larger")

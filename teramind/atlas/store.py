@@ -14,10 +14,10 @@ import numpy.typing as npt
 import zarr
 from zarr.errors import NodeNotFoundError  # a FileNotFoundError
 
-from teramind.atlas.blocks import COUNT, BinCounts, decode_blocks
+from teramind.atlas.blocks import BinCounts, decode_blocks
+from teramind.atlas.entries import EntryReader
 from teramind.atlas.layout import BIN_SIZE, ENTRIES, IMAGES, OFFSETS, REGIONS, STRIP_BINS, Metadata, ceil_div
 from teramind.errors import InputError
-
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -37,7 +37,7 @@ class Atlas:
     def __init__(self, path: Path, metadata: Metadata, root: zarr.Group) -> None:
         self.path = path
         self.metadata = metadata
-        self._entries = _array(root, ENTRIES, path)
+        self._entries = EntryReader(_array(root, ENTRIES, path))
         self._offsets: npt.NDArray[np.int64] = np.asarray(_array(root, OFFSETS, path)[:], dtype=np.int64)
         self._image = _array(root, f"{IMAGES}/0", path) if metadata.scaling is not None else None
         self._regions = _array(root, REGIONS, path) if metadata.region_names is not None else None
@@ -109,7 +109,7 @@ class Atlas:
     @property
     def stored_counts(self) -> int:
         """How many counts of a bin and gene are not 0."""
-        return int(self._entries.shape[1])
+        return len(self._entries)
 
     @property
     def fingerprint(self) -> str:
@@ -216,17 +216,8 @@ class Atlas:
                 offsets = self._offsets[z, strip, first_block : end_block + 1]
                 if offsets[0] == offsets[-1]:
                     continue
-                counts = decode_blocks(self._read_entries(offsets[0], offsets[-1]), offsets, first_block)
+                counts = decode_blocks(self._entries.read(int(offsets[0]), int(offsets[-1])), offsets, first_block)
                 yield window.place(counts, z, strip * STRIP_BINS)
-
-    def _read_entries(self, start: int, end: int) -> npt.NDArray[np.uint16]:
-        try:
-            entries = np.asarray(self._entries[:, int(start) : int(end)], dtype=np.uint16)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"the counts of {self.path} are damaged ({error}): ingest the data again") from error
-        if not entries[COUNT].all():  # no count of 0 is ever stored; it is what a missing file reads as
-            raise InputError(f"some counts of {self.path} are missing on disk: copy it again, or ingest the data again")
-        return entries
 
     def _check_offsets(self) -> None:
         strips, columns = self.metadata.block_shape
@@ -242,9 +233,7 @@ class _BinWindow:
         for bound in (y0, y1, x0, x1):
             if bound % BIN_SIZE:
                 low = bound - bound % BIN_SIZE
-                raise InputError(
-                    f"{bound} px is no border of a bin of {BIN_SIZE} px: use {low} or {low + BIN_SIZE}"
-                )
+                raise InputError(f"{bound} px is no border of a bin of {BIN_SIZE} px: use {low} or {low + BIN_SIZE}")
         self.z0, self.z1 = z0, z1
         self.y0, self.y1, self.x0, self.x1 = (bound // BIN_SIZE for bound in (y0, y1, x0, x1))
         self.shape = _length(z0, z1), _length(self.y0, self.y1), _length(self.x0, self.x1)
@@ -304,9 +293,9 @@ def _padded_read(
     sizes = array.shape[-len(bounds) :]
     inside = [(max(0, start), min(size, end)) for (start, end), size in zip(bounds, sizes, strict=True)]
     if all(start < end for start, end in inside):
-        source = tuple(slice(start, end) for start, end in inside)
-        target = tuple(
+        source: list[Any] = [slice(start, end) for start, end in inside]
+        target: list[Any] = [
             slice(low - start, high - start) for (low, high), (start, _) in zip(inside, bounds, strict=True)
-        )
-        out[(..., *target)] = array[(..., *source)]
+        ]
+        out[..., *target] = array[..., *source]
     return out

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from zarr.codecs import ZstdCodec
 
 from teramind.atlas.blocks import encode_strip
-from teramind.atlas.entries import EntryArray
+from teramind.atlas.entries import EntryWriter
 from teramind.atlas.images import ImageWriter
 from teramind.atlas.layout import OFFSETS, REGIONS, STRIP_BINS, Metadata
 from teramind.atlas.staging import StagedFolder
@@ -80,6 +80,7 @@ class AtlasWriter:
         self._strips_written = [0] * slices
         self._slice_transcripts = [0] * slices
         self._gene_transcripts = np.zeros(len(genes), dtype=np.int64)
+        self._checksum = 0
         self._region_names: dict[int, str] = {}
         self._region_checksums: dict[int, int] = {}
         self._regions: zarr.Array[Any] | None = None
@@ -90,7 +91,7 @@ class AtlasWriter:
         try:
             # Until the store is whole its attributes say so.
             self._root = zarr.create_group(self._folder.partial, attributes=self._metadata.to_attributes())
-            self._entries = EntryArray(self._root)
+            self._entries = EntryWriter(self._root)
             if scaling is not None:
                 self._images = ImageWriter(self._root, self._metadata)
         except BaseException:
@@ -123,14 +124,14 @@ class AtlasWriter:
         entries, offsets = encode_strip(counts, self._metadata.bin_shape[1])
         self._offsets[slice_index, strip] = offsets + len(self._entries)
         self._entries.append(entries)
+        # Strips may come in any order of slices: the checksum of all is the same for the same counts.
+        self._checksum ^= zlib.crc32(entries.data, zlib.crc32(f"{slice_index} {strip}".encode()))
         self._strips_written[slice_index] += 1
         self._slice_transcripts[slice_index] += int(counts.data.sum(dtype=np.int64))
         per_gene = np.bincount(counts.indices, weights=counts.data, minlength=len(self._gene_transcripts))
         self._gene_transcripts += per_gene.astype(np.int64)
 
-    def write_image(
-        self, slice_index: int, stain_index: int, y0: int, x0: int, pixels: npt.NDArray[np.uint8]
-    ) -> None:
+    def write_image(self, slice_index: int, stain_index: int, y0: int, x0: int, pixels: npt.NDArray[np.uint8]) -> None:
         """Write a window of one plane; what is never written is 0.
 
         Args:
@@ -177,9 +178,9 @@ class AtlasWriter:
             raise InputError("the labels of a region map are whole numbers from 1 to 65535")
         if self._regions is None:
             self._regions = self._create_regions()
-        for index, plane in enumerate(planes.astype(np.uint16), start=first):
+        for index, plane in enumerate(np.ascontiguousarray(planes, dtype=np.uint16), start=first):
             self._regions[index] = plane
-            self._region_checksums[index] = zlib.crc32(plane)
+            self._region_checksums[index] = zlib.crc32(plane.data)
         self._region_names.update({int(label): str(name) for label, name in names.items()})
 
     def finish(self) -> None:
@@ -205,7 +206,7 @@ class AtlasWriter:
             self._discard()
 
     def _final_metadata(self) -> Metadata:
-        content = {"counts": f"{self._entries.checksum:08x}"}
+        content = {"counts": f"{self._checksum:08x}"}
         if self._images is not None:
             content["images"] = f"{self._images.checksum:08x}"
         if self._regions is not None:
