@@ -95,6 +95,17 @@ bool TileGraph::all_reached(std::size_t index, std::int32_t version) const {
   return true;
 }
 
+// Whether all units that read `version` of a tile are done. Where a tile's own next unit waits for its neighbours,
+// all_reached() says the same: a neighbour that has no unit `version` is then complete.
+bool TileGraph::all_read(Key key, std::int32_t version) const {
+  for (const auto line : {key - stride_, key, key + stride_}) {
+    for (const auto near : {line - 1, line, line + 1}) {
+      if (reach_[at(near)] <= version && units_[cell_of(near)] > version) return false;
+    }
+  }
+  return true;
+}
+
 void TileGraph::set_reach(std::size_t index, std::uint16_t value) {
   if (journal_ != nullptr) journal_->emplace_back(index, reach_[index]);
   reach_[index] = value;
@@ -195,19 +206,18 @@ void TileGraph::complete(const Unit& unit, Events* events) {
   if (progress_.in_flight.erase({-unit.step, tile}) == 0) throw std::logic_error("completed a unit that is not claimed");
   --progress_.remaining;
   const auto version = unit.step + 1;
-  const bool completed_tile = version == units_[cell_of(tile)];
-  set_reach(at(tile), completed_tile ? kComplete : static_cast<std::uint16_t>(version));
+  set_reach(at(tile), version == units_[cell_of(tile)] ? kComplete : static_cast<std::uint16_t>(version));
   if (version == geometry_.steps() && events != nullptr) {
     events->finished.push_back({unit.window, unit.row, unit.column});
   }
   for (const auto line : {tile - stride_, tile, tile + stride_}) {
-    for (const auto near : {line - 1, line, line + 1}) settle(near, unit.step, completed_tile, events);
+    for (const auto near : {line - 1, line, line + 1}) settle(near, tile, unit.step, events);
   }
 }
 
-// A neighbour of a tile (or the tile) that has just completed `step`: this tile was the last one to wait for, or not.
-// The condition for its next unit, that all around have read version `step`, is also that of dropping that version.
-void TileGraph::settle(Key key, std::int32_t step, bool completed_tile, Events* events) {
+// `key` is next to `completed` (or the same), which has just completed `step` and may have been the last to wait for.
+// The condition for the next unit of `key`, that all around have read its version `step`, is also that of dropping it.
+void TileGraph::settle(Key key, Key completed, std::int32_t step, Events* events) {
   const auto index = at(key);
   const auto reach = reach_[index];
   const auto version = step + 1;
@@ -217,10 +227,9 @@ void TileGraph::settle(Key key, std::int32_t step, bool completed_tile, Events* 
     free_version(key, step, events);
   } else if (reach == kComplete) {
     const std::int32_t units = units_[cell_of(key)];
-    if (units >= step && all_reached(index, version)) free_version(key, step, events);
-    // The last version of a tile that is context only has no unit of its own tile to read it. A tile with no more units
-    // no longer keeps it either.
-    if (completed_tile && units == version && units < geometry_.steps() && all_reached(index, version + 1)) {
+    if (units >= step && all_read(key, step)) free_version(key, step, events);
+    // The last version of a tile that is context only may have no reader at all, where the tiles ahead are skipped.
+    if (units == version && units < geometry_.steps() && key == completed && all_read(key, version)) {
       free_version(key, version, events);
     }
   }
@@ -277,8 +286,7 @@ void TileGraph::restore(std::span<const std::uint16_t> completed) {
                                   " steps, two more than a neighbour");
     }
     if (reach != kComplete && all_reached(index, steps)) push(steps, tile);
-    const auto last = last_read(cell_of(tile));
-    if (reach != kComplete || !all_reached(index, last + 1)) ++progress_.live;
+    if (reach != kComplete || !all_read(tile, last_read(cell_of(tile)))) ++progress_.live;
   });
   progress_.peak_live = progress_.live;
   seek_cursor();
@@ -293,7 +301,7 @@ std::vector<TileVersion> TileGraph::held() const {
       if (reach == kOutside || reach == kSkipped || reach == 0) continue;
       const auto newest = done(tile);
       for (auto version = std::max(newest - 1, 1); version <= std::min(newest, last_read(cell_of(tile))); ++version) {
-        if (all_reached(at(tile), version + 1)) continue;
+        if (all_read(tile, version)) continue;
         const auto [row, column] = place_of(cell_of(tile));
         versions.push_back({window, row, column, version});
       }

@@ -110,6 +110,7 @@ class TileGraph {
 
   [[nodiscard]] std::int32_t done(Key key) const;
   [[nodiscard]] bool all_reached(std::size_t index, std::int32_t version) const;
+  [[nodiscard]] bool all_read(Key key, std::int32_t version) const;
   [[nodiscard]] std::int32_t last_read(std::uint32_t cell) const;
   [[nodiscard]] bool has_step_zero() const { return window_of(progress_.cursor) < static_cast<std::uint32_t>(windows_); }
   [[nodiscard]] std::optional<std::int32_t> choose_step(std::size_t limit) const;
@@ -119,7 +120,7 @@ class TileGraph {
   void push(std::int32_t step, Key key);
   void seek_cursor();
   void set_reach(std::size_t index, std::uint16_t value);
-  void settle(Key key, std::int32_t step, bool completed_tile, Events* events);
+  void settle(Key key, Key completed, std::int32_t step, Events* events);
   void free_version(Key key, std::int32_t version, Events* events);
   void finish_claimed();
 

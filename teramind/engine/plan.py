@@ -112,7 +112,11 @@ class Piece(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What a completion lets go of; see the module's text."""
+    """What a completion lets go of; see the module's text.
+
+    With several workers an event may be acted on late: another one may by then have written version v + 2 over the
+    version v that was freed. So forget a version by its number, never "what is in this buffer".
+    """
 
     freed: list[TileVersion]
     finished: list[Tile]

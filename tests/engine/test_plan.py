@@ -113,20 +113,18 @@ class Graph:
                     for window in range(case.windows):
                         if skip is None or not skip[window, row, column]:
                             self.boxes[Unit(window, row, column, step)] = box
-        rows, columns = ({tile[axis] for tile in map(self.tile_of, self.boxes)} for axis in (1, 2))
-        first = [box for unit, box in self.boxes.items() if unit.step == 0]
         region = active_extent(output, bounds, case.steps - 1)
         self.rows_first = region[1] - region[0] >= region[3] - region[2]
         self.readers = {unit: set(self.near(unit, unit.step + 1)) for unit in self.boxes}  # of the version it makes
         self.needs = {unit: set(self.near(unit, unit.step - 1)) for unit in self.boxes}
-        assert first or not rows | columns
-
-    @staticmethod
-    def tile_of(unit: Unit) -> Tile:
-        return Tile(*unit[:3])
+        self.own: dict[Tile, set[Unit]] = {}
+        for unit in self.boxes:
+            self.own.setdefault(Tile(*unit[:3]), set()).add(unit)
 
     def near(self, unit: Unit, step: int):
-        for row, column in itertools.product(range(unit.row - 1, unit.row + 2), range(unit.column - 1, unit.column + 2)):
+        for row, column in itertools.product(
+            range(unit.row - 1, unit.row + 2), range(unit.column - 1, unit.column + 2)
+        ):
             other = Unit(unit.window, row, column, step)
             if other in self.boxes:
                 yield other
@@ -134,9 +132,6 @@ class Graph:
     def priority(self, unit: Unit):
         place = (unit.row, unit.column) if self.rows_first else (unit.column, unit.row)
         return -unit.step, unit.window, *place
-
-    def ready(self, done, claimed):
-        return [u for u in self.boxes if u not in done and u not in claimed and self.needs[u] <= done]
 
 
 def active_extent(output, bounds, rings):
@@ -149,56 +144,50 @@ def active_extent(output, bounds, rings):
 class Checker:
     """Follows a run and asserts at every event what the definition says about it."""
 
-    def __init__(self, graph: Graph, done=()):
+    def __init__(self, graph: Graph):
         self.graph = graph
-        self.done = set(done)
+        self.left = set(graph.boxes)  # neither claimed nor done
         self.claimed: set[Unit] = set()
-        self.freed: set[TileVersion] = set()
-        self.finished: set[Tile] = set()
+        self.done: set[Unit] = set()
+        self.kept: set[Unit] = set()  # done, and what they made is still to be read
+
+    def ready(self) -> list[Unit]:
+        return sorted((u for u in self.left if self.graph.needs[u] <= self.done), key=self.graph.priority)
 
     def claim(self, units: list[Unit]):
         for unit in units:
-            assert unit in self.graph.boxes
-            assert unit not in self.done | self.claimed, "handed out twice"
+            assert unit in self.left, "handed out twice, or not a unit"
             assert self.graph.needs[unit] <= self.done, "handed out before its dependencies"
             overwritten = unit._replace(step=unit.step - 2)  # its result shares a buffer with this unit's
-            if overwritten in self.graph.boxes:
-                assert self.graph.readers[overwritten] <= self.done, "overwrites a version that is still to be read"
-            self.claimed.add(unit)
-        assert len({(unit.window, unit.step) for unit in units}) <= 1
-        shapes = {(b[1] - b[0], b[3] - b[2]) for b in map(self.graph.boxes.get, units)}
-        assert len(shapes) <= 1
+            assert self.graph.readers.get(overwritten, set()) <= self.done, "overwrites what is still to be read"
+        self.left -= set(units)
+        self.claimed |= set(units)
+        boxes = [self.graph.boxes[unit] for unit in units]
+        assert len({(u.window, u.step, b[1] - b[0], b[3] - b[2]) for u, b in zip(units, boxes, strict=True)}) <= 1
 
     def complete(self, units: list[Unit], events):
+        last = self.graph.case.steps - 1
         self.claimed -= set(units)
         self.done |= set(units)
-        steps = self.graph.case.steps
-        now_finished = {self.graph.tile_of(unit) for unit in units if unit.step == steps - 1}
-        assert sorted(events.finished) == sorted(now_finished)
-        now_free = {
-            TileVersion(*unit[:3], unit.step + 1)
-            for unit in self.done
-            if unit.step + 1 < steps and self.graph.readers[unit] <= self.done
-        }
-        assert sorted(events.freed) == sorted(now_free - self.freed), "freed at the wrong moment, or not once"
-        self.freed = now_free
+        self.kept |= {unit for unit in units if unit.step < last}
+        assert sorted(events.finished) == sorted(Tile(*unit[:3]) for unit in units if unit.step == last)
+        free = {unit for unit in self.kept if self.graph.readers[unit] <= self.done}
+        self.kept -= free
+        assert sorted(events.freed) == sorted(map(made_by, free)), "freed at the wrong moment"
 
-    def held(self):
-        """Versions that exist and are still to be read."""
-        return {
-            TileVersion(*unit[:3], unit.step + 1)
-            for unit in self.done
-            if not self.graph.readers[unit] <= self.done
-        }
+    def live(self) -> int:
+        return sum(map(self.is_live, self.graph.own.items()))
 
-    def live(self):
-        alive = {self.graph.tile_of(unit) for unit in self.claimed | self.done}
-        for tile in list(alive):
-            mine = [u for u in self.graph.boxes if self.graph.tile_of(u) == tile]
-            around = {v for u in mine for v in (*self.graph.near(u, u.step), *self.graph.near(u, u.step + 1))}
-            if around <= self.done:
-                alive.remove(tile)
-        return len(alive)
+    def is_live(self, item) -> bool:
+        tile, own = item
+        if not own & (self.claimed | self.done):
+            return False
+        last_read = min(len(own), self.graph.case.steps - 1)  # version
+        return not {*own, *self.graph.near(Unit(*tile, 0), last_read)} <= self.done
+
+
+def made_by(unit: Unit) -> TileVersion:
+    return TileVersion(*unit[:3], unit.step + 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
@@ -214,10 +203,10 @@ def test_every_unit_once_after_its_dependencies_and_no_version_lost(case, worker
             limit = draw.choice([1, 1, 1, 4])
             units = plan.claim(limit, timeout=0)
             if not units:
-                assert not graph.ready(checker.done, checker.claimed), "nothing handed out though a unit is ready"
+                assert not checker.ready(), "nothing handed out though a unit is ready"
                 break
             if limit == 1:
-                assert units == [min(graph.ready(checker.done, checker.claimed), key=graph.priority)]
+                assert units == checker.ready()[:1]
             checker.claim(units)
             flying.append(units)
         assert plan.in_flight == sum(map(len, flying))
@@ -227,14 +216,13 @@ def test_every_unit_once_after_its_dependencies_and_no_version_lost(case, worker
             break
         units = flying.pop(draw.randrange(len(flying)))
         checker.complete(units, plan.complete(units))
-        assert set(plan.held()) == checker.held()
+        assert sorted(plan.held()) == sorted(map(made_by, checker.kept))
     assert checker.done == set(graph.boxes)
     assert plan.remaining == plan.live_tiles == 0
     assert plan.peak_live_tiles == peak
     assert plan.claim() == []
-    tiles = {graph.tile_of(unit) for unit in graph.boxes}
-    for tile in tiles:
-        assert plan.completed()[tile] == sum(graph.tile_of(unit) == tile for unit in graph.boxes)
+    for tile, own in graph.own.items():
+        assert plan.completed()[tile] == len(own)
 
 
 # ------------------------------------------------------------------------------------------------------------- pixels
@@ -283,22 +271,27 @@ def whole_plane(case: Case) -> np.ndarray:
 
 @dataclass
 class ToyEngine:
-    """Runs a plan with two buffers a tile, poisoned wherever nothing was written or what was written is freed."""
+    """Runs a plan with two buffers a tile, each with the number of the version in it, poisoned beyond that version."""
 
     case: Case
     plan: TilePlan
-    buffers: dict[Tile, np.ndarray] = field(default_factory=dict)
+    buffers: dict[tuple[Tile, int], tuple[int, np.ndarray]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     output: np.ndarray = field(init=False)
 
     def __post_init__(self):
         self.output = np.full((self.case.windows, self.case.height * PATCH, self.case.width * PATCH), OUTSIDE)
 
-    def read(self, unit: Unit) -> np.ndarray:
+    def state(self, tile: Tile, version: int) -> np.ndarray:
+        found, pixels = self.buffers[tile, version % 2]
+        assert found == version, "the version to read was overwritten"
+        return pixels
+
+    def run(self, unit: Unit) -> np.ndarray:
         height, width = self.plan.compute_rectangle(unit).shape
         padded = np.full((height + PATCH, width + PATCH), POISON)
         for piece in self.plan.input_pieces(unit):
-            y0, y1, x0, x1 = piece.target
-            target = padded[y0:y1, x0:x1]
+            target = padded[slices(piece.target)]
             assert target.shape == piece.plane.shape == piece.local.shape
             assert (target == POISON).all(), "two pieces overlap"
             assert piece.version == unit.step
@@ -307,38 +300,37 @@ class ToyEngine:
             elif piece.kind == PieceKind.NOISE:
                 target[...] = noise(unit.window, piece.plane)
             else:
-                assert unit.step > 0
-                a, b, c, d = piece.local
-                target[...] = self.buffers[Tile(unit.window, piece.row, piece.column)][piece.version % 2, a:b, c:d]
-        return padded
+                tile = Tile(unit.window, piece.row, piece.column)
+                target[...] = self.state(tile, piece.version)[slices(piece.local)]
+        return toy_step(padded, unit.step)
 
-    def run(self, unit: Unit):
-        return toy_step(self.read(unit), unit.step)
-
-    def write(self, unit: Unit, result: np.ndarray):
-        tile, side = Tile(*unit[:3]), self.case.tile * PATCH
-        buffer = self.buffers.setdefault(tile, np.full((2, side, side), POISON))[(unit.step + 1) % 2]
+    def place(self, unit: Unit) -> tuple[slice, slice]:
+        """Where a unit's result lies in the buffer of its tile."""
         y0, y1, x0, x1 = self.plan.compute_rectangle(unit)
         corner = self.plan.tile_rectangle(unit.row, unit.column)
-        buffer[...] = POISON
-        buffer[y0 - corner.y0 : y1 - corner.y0, x0 - corner.x0 : x1 - corner.x0] = result
+        return slices((y0 - corner.y0, y1 - corner.y0, x0 - corner.x0, x1 - corner.x0))
+
+    def write(self, unit: Unit, result: np.ndarray):
+        pixels = np.full((self.case.tile * PATCH,) * 2, POISON)
+        pixels[self.place(unit)] = result
+        with self.lock:
+            self.buffers[Tile(*unit[:3]), (unit.step + 1) % 2] = unit.step + 1, pixels
 
     def settle(self, events):
         for tile in events.finished:
-            y0, y1, x0, x1 = self.plan.compute_rectangle(Unit(*tile, self.case.steps - 1))
-            corner = self.plan.tile_rectangle(tile.row, tile.column)
-            buffer = self.buffers[tile][self.case.steps % 2]
-            inside = buffer[y0 - corner.y0 : y1 - corner.y0, x0 - corner.x0 : x1 - corner.x0]
-            self.output[tile.window, y0:y1, x0:x1] = inside
-            buffer[...] = POISON
-        for version in events.freed:
-            self.buffers[Tile(*version[:3])][version.version % 2] = POISON
+            unit = Unit(*tile, self.case.steps - 1)
+            box = slices(self.plan.compute_rectangle(unit))
+            self.output[tile.window][box] = self.state(tile, self.case.steps)[self.place(unit)]
+        gone = [*events.freed, *(TileVersion(*tile, self.case.steps) for tile in events.finished)]
+        with self.lock:
+            for *tile, version in gone:
+                slot = Tile(*tile), version % 2
+                if slot in self.buffers and self.buffers[slot][0] == version:  # else overwritten by now
+                    del self.buffers[slot]
 
-    def keep_only(self, held):
-        for tile, buffer in self.buffers.items():
-            for slot in range(2):
-                if not any(Tile(*v[:3]) == tile and v.version % 2 == slot for v in held):
-                    buffer[slot] = POISON
+    def keep_only(self, held: list[TileVersion]):
+        keep = {(Tile(*tile), version % 2): version for *tile, version in held}
+        self.buffers = {slot: kept for slot, kept in self.buffers.items() if keep.get(slot) == kept[0]}
 
     def go(self, draw: random.Random, workers: int, units: float = float("inf")):
         """Up to `units` units, with `workers` in flight, each read when claimed and written when completed."""
@@ -352,6 +344,10 @@ class ToyEngine:
             claim, result = flying.pop(draw.randrange(len(flying)))
             self.write(claim[0], result)
             self.settle(self.plan.complete(claim))
+
+
+def slices(box) -> tuple[slice, slice]:
+    return slice(*box[:2]), slice(*box[2:])
 
 
 def assert_equal_to_whole(case: Case, output: np.ndarray, expected: np.ndarray):
@@ -429,19 +425,15 @@ def test_pieces_of_an_inner_unit():
 @pytest.mark.parametrize("workers", [1, 2, 8])
 @pytest.mark.parametrize("case", [CASES[4], CASES[12], CASES[6]], ids=case_id)
 def test_threads(case, workers):
-    """Real threads with random delays: same pixels, and a checker that sees every event in the order of its lock."""
-    engine, checker = ToyEngine(case, case.plan()), Checker(Graph(case))
-    lock, failures = threading.Lock(), []
+    """Real threads with random delays: every unit once, and the same pixels."""
+    engine, units_left, failures = ToyEngine(case, case.plan()), set(Graph(case).boxes), []
 
     def work(seed):
         draw = random.Random(seed)
         try:
             while units := engine.plan.claim(draw.randint(1, 3)):
-                with lock:
-                    for unit in units:
-                        assert unit in checker.graph.boxes
-                        assert unit not in checker.claimed
-                        checker.claimed.add(unit)
+                for unit in units:
+                    units_left.remove(unit)
                 time.sleep(draw.random() * 1e-3)
                 for unit in units:
                     engine.write(unit, engine.run(unit))
@@ -456,7 +448,7 @@ def test_threads(case, workers):
     for thread in threads:
         thread.join(60)
     assert not failures
-    assert checker.claimed == set(checker.graph.boxes)
+    assert not units_left
     assert_equal_to_whole(case, engine.output, whole_plane(case))
 
 
