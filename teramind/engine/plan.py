@@ -343,6 +343,15 @@ class TilePlan:
         return int(self._schedule.counts()[3])
 
     @property
+    def line_tiles(self) -> int:
+        """Tiles in a line of the shorter side of what is computed; about ``steps + 1`` lines are alive at once."""
+        region = self.active_rectangle(0)
+        rows = -(-region.y1 // self.tile) - region.y0 // self.tile
+        columns = -(-region.x1 // self.tile) - region.x0 // self.tile
+        height, width = region.shape
+        return columns if height >= width else rows
+
+    @property
     def extra_work(self) -> float:
         """Pixels computed for one pixel of the output, over all steps; 1 without context. Skipped tiles count too."""
         computed = sum(self.active_rectangle(step).area for step in range(self.steps))
