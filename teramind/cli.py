@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from teramind.errors import TeramindError
+from teramind.errors import Interrupted, TeramindError
 
 EXIT_BAD_INPUT = 2
 
@@ -67,6 +67,9 @@ def guarded(run: Callable[[argparse.Namespace], int | None], arguments: argparse
     """Call ``run`` and turn what the user can mend into one sentence and exit code 2."""
     try:
         return run(arguments) or 0
+    except Interrupted as error:
+        sys.stderr.write(f"teramind: {error}\n")
+        return error.exit_code
     except (TeramindError, OSError) as error:  # an OSError (disk full, no permission) names its file itself
         sys.stderr.write(f"teramind: error: {error}\n")
     return EXIT_BAD_INPUT

@@ -11,3 +11,11 @@ class InputError(TeramindError, ValueError):
 
 class ComputationError(TeramindError, RuntimeError):
     """A run that had to stop: values that are not numbers, a device that is gone."""
+
+
+class Interrupted(TeramindError):  # noqa: N818 - not an error: it did what it was told
+    """A run that was told to stop, and did with a snapshot."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

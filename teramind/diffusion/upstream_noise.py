@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-TILE = 256          # px of the reference's tiles
-ROW_WIDTH = 416     # tiles in a row of its seed's formula, whatever the brain's width
+TILE = 256  # px of the reference's tiles
+ROW_WIDTH = 416  # tiles in a row of its seed's formula, whatever the brain's width
 
 
 def tile_seed(row: int, column: int) -> int:
@@ -41,6 +41,9 @@ def tile_noise_field(
             top, left = max(y0, row * TILE), max(x0, column * TILE)
             bottom, right = min(y0 + height, (row + 1) * TILE), min(x0 + width, (column + 1) * TILE)
             out[:, :inside, top - y0 : bottom - y0, left - x0 : right - x0] = planes[
-                :, z0 : z0 + inside, top - row * TILE : bottom - row * TILE, left - column * TILE : right - column * TILE
+                :,
+                z0 : z0 + inside,
+                top - row * TILE : bottom - row * TILE,
+                left - column * TILE : right - column * TILE,
             ]
     return out

@@ -105,7 +105,8 @@ class NetworkDenoiser:
         """The network's prediction; out of device memory, with fewer patches at a time."""
         while True:
             try:
-                return self.net(x, t, counts)
+                prediction: Tensor = self.net(x, t, counts)
+                return prediction
             except torch.OutOfMemoryError:
                 batch = self.net.patch_batch(self.device)
                 if batch == 1:
@@ -122,7 +123,7 @@ class NetworkDenoiser:
         bad = [name for name, good in zip(names, finite, strict=True) if not good]
         if bad:
             raise ComputationError(
-                f"the network's prediction is not finite at step {step} (t = {self.schedule.timesteps[step]}) in {bad[0]}; "
+                f"the prediction is not finite at step {step} (t = {self.schedule.timesteps[step]}) in {bad[0]}; "
                 "nothing of it was written: try --dtype float32, or look at the checkpoint and the counts there"
             )
 

@@ -7,6 +7,7 @@ whole patches; beyond it the image is -1 and there are no genes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,11 +23,22 @@ def parse_roi(text: str) -> Rectangle:
     """``y0:y1,x0:x1`` in level-0 atlas px, half open."""
     match = re.fullmatch(r"\s*(\d+):(\d+)\s*,\s*(\d+):(\d+)\s*", text)
     if not match:
-        raise InputError(f"the region {text!r} is not of the form y0:y1,x0:x1 in atlas px, e.g. 38400:46592,38400:46592")
+        raise InputError(
+            f"the region {text!r} is not of the form y0:y1,x0:x1 in atlas px, e.g. 38400:46592,38400:46592"
+        )
     y0, y1, x0, x1 = map(int, match.groups())
     if y0 >= y1 or x0 >= x1:
         raise InputError(f"the region {text!r} is empty; ends are exclusive and have to exceed the starts")
     return Rectangle(y0, y1, x0, x1)
+
+
+def as_rectangle(roi: str | Sequence[int]) -> Rectangle:
+    """A region given as text or as y0, y1, x0, x1."""
+    if isinstance(roi, str):
+        return parse_roi(roi)
+    if len(roi) != 4:
+        raise InputError(f"the region {tuple(roi)} has {len(roi)} numbers; it takes y0, y1, x0, x1")
+    return Rectangle(*map(int, roi))
 
 
 def parse_slices(text: str) -> tuple[int, int]:
@@ -68,7 +80,9 @@ class Frame:
         extent = Rectangle(0, height, 0, width)
         wanted = roi or extent
         if intersection(wanted, extent) != wanted or not wanted.area:
-            raise InputError(f"the region {describe(wanted)} is not inside the atlas, which spans {describe(extent)} px")
+            raise InputError(
+                f"the region {describe(wanted)} is not inside the atlas, which spans {describe(extent)} px"
+            )
         plane, target = snapped_outward(extent, patch), snapped_outward(wanted, patch)
         return cls(extent, plane, target, plane if border == "exact" else target)
 
@@ -103,7 +117,7 @@ def producible(config: ModelConfig, slices: int) -> tuple[int, int]:
     lost = _lost(config)
     if slices <= 2 * lost:
         raise InputError(
-            f"the atlas has {slices} slice(s); a model of {config.gene_slices} gene slices cannot make the first and last"
+            f"the atlas has {slices} slice(s); a model of {config.gene_slices} gene slices cannot make the outer two"
         )
     return lost, slices - lost
 

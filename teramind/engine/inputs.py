@@ -1,4 +1,4 @@
-"""What a unit reads: the state of its tile with its rim, put together from tiles, rims, noise and constant; its genes."""
+"""What a unit reads: the state of its tile and its rim, put together from what is kept, and its genes."""
 
 from __future__ import annotations
 

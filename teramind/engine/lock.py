@@ -33,7 +33,9 @@ class OutputLock:
                 self._file.seek(0)
                 holder = self._file.read().strip() or "another process"
                 self._file.close()
-                raise InputError(f"{self.output} is being written by {holder}; wait for it or choose another name") from None
+                raise InputError(
+                    f"{self.output} is being written by {holder}; wait for it or choose another name"
+                ) from None
             if self._is_current():
                 break
             self._file.close()  # its last holder removed it between our opening and locking

@@ -41,9 +41,7 @@ class Panel:
         return selected
 
 
-def match_genes(
-    network: Sequence[str] | None, size: int, atlas: Sequence[str], missing: Missing = "error"
-) -> Panel:
+def match_genes(network: Sequence[str] | None, size: int, atlas: Sequence[str], missing: Missing = "error") -> Panel:
     """Match by name; without names, equal counts are taken to be in the same order, and that is said.
 
     Args:

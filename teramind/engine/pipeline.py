@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class Reader(Protocol):
 class Sink(Protocol):
     """Takes what a unit has made."""
 
-    def put(self, unit: Unit, values: NDArray[np.generic]) -> None:
+    def put(self, unit: Unit, values: NDArray[Any]) -> None:
         """State, or uint8 pixels of the last step, (S, Z, h, w)."""
 
     def completed(self, completion: Completion) -> None:
@@ -78,12 +78,15 @@ class Worker:
         self.plan, self.reader, self.denoiser, self.sink = plan, reader, denoiser, sink
         self.times = WorkerTimes()
         self.errors: list[BaseException] = []
+        self.failed_storing = False
+        self._claimed: set[Unit] = set()
         self._stop = stop
         self._inputs: queue.Queue[_Task | None] = queue.Queue(AHEAD)
         self._outputs: queue.Queue[_Result | None] = queue.Queue(AHEAD)
         stages = (("read", self._read), ("compute", self._compute), ("store", self._store))
         self._threads = [
-            threading.Thread(target=self._guard, args=(stage,), name=f"{name}-{title}", daemon=True) for title, stage in stages
+            threading.Thread(target=self._guard, args=(stage,), name=f"{name}-{title}", daemon=True)
+            for title, stage in stages
         ]
 
     def start(self) -> None:
@@ -94,6 +97,14 @@ class Worker:
     def is_alive(self) -> bool:
         """Whether any of its threads runs."""
         return any(thread.is_alive() for thread in self._threads)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, but not longer."""
+        next(filter(threading.Thread.is_alive, self._threads), self._threads[0]).join(seconds)
+
+    def unfinished(self) -> list[Unit]:
+        """Units that it has claimed and not completed, once it has ended."""
+        return sorted(self._claimed)
 
     def join(self) -> None:
         """Wait for its end."""
@@ -107,11 +118,13 @@ class Worker:
             pass
         except BaseException as error:  # whatever ends a thread has to end the run, and to be told by its caller
             self.errors.append(error)
+            self.failed_storing |= stage == self._store  # then the store is between two versions
             self._stop.set()
             self.plan.close()
 
     def _read(self) -> None:
         while units := self.plan.claim():
+            self._claimed.update(units)
             for unit in units:
                 start = perf_counter()
                 state, genes = self.reader.read(unit)
@@ -142,6 +155,7 @@ class Worker:
             start = perf_counter()
             self.sink.put(result.unit, result.values)
             self.sink.completed(self.plan.complete([result.unit]))
+            self._claimed.discard(result.unit)
             self.times.storing += perf_counter() - start
 
     def _put(self, target: queue.Queue[T], item: T) -> None:

@@ -9,10 +9,12 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Block = NDArray[Any]
 BUFFERS = 2  # blocks on their way to the disk, and as many on their way back
 PAGE = 4096  # slots start on pages of the disk
 
@@ -28,7 +30,6 @@ class Scratch:
         read_bytes: bytes read so far.
         waited_write: seconds that callers waited for the writer.
         waited_read: seconds that callers waited for the reader.
-        peak_bytes: the largest size of the file.
     """
 
     def __init__(self, folder: str | os.PathLike[str], slot_bytes: int) -> None:
@@ -40,7 +41,8 @@ class Scratch:
         """
         self.folder = Path(folder)
         self.slot_bytes = -(-slot_bytes // PAGE) * PAGE
-        self._file = tempfile.TemporaryFile(prefix=".teramind-scratch-", dir=self.folder, buffering=0)
+        # Open as long as this object is; it has no name, so nothing is left of it.
+        self._file = tempfile.TemporaryFile(prefix=".teramind-scratch-", dir=self.folder, buffering=0)  # noqa: SIM115
         self._free: list[int] = []
         self._slots = 0
         self._lock = threading.Lock()
@@ -48,16 +50,17 @@ class Scratch:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="scratch-reader")
         self._write_buffers = threading.Semaphore(BUFFERS)
         self._writes: dict[int, Future[None]] = {}
-        self._reads: dict[int, Future[NDArray[np.generic]]] = {}
+        self._reads: dict[int, Future[Block]] = {}
         self._shapes: dict[int, tuple[tuple[int, ...], np.dtype[np.generic]]] = {}
         self.written_bytes = self.read_bytes = 0
         self.waited_write = self.waited_read = 0.0
 
     @property
     def peak_bytes(self) -> int:
+        """The largest size of the file."""
         return self._slots * self.slot_bytes
 
-    def store(self, block: NDArray[np.generic]) -> int:
+    def store(self, block: Block) -> int:
         """Write a block; the slot it goes to. The block must not change afterwards.
 
         Raises:
@@ -82,7 +85,7 @@ class Scratch:
             if slot not in self._reads and len(self._reads) < BUFFERS and slot in self._shapes:
                 self._reads[slot] = self._reader.submit(self._read, slot)
 
-    def load(self, slot: int) -> NDArray[np.generic]:
+    def load(self, slot: int) -> Block:
         """Read a block; its slot stays taken until ``release``.
 
         Raises:
@@ -112,9 +115,9 @@ class Scratch:
         self._reader.shutdown()
         self._file.close()
 
-    def _write(self, slot: int, block: NDArray[np.generic]) -> None:
+    def _write(self, slot: int, block: Block) -> None:
         try:
-            view = memoryview(block).cast("B")
+            view = memoryview(block.data).cast("B")
             offset = slot * self.slot_bytes
             while view:
                 count = self._write_some(view, offset)
@@ -132,14 +135,14 @@ class Scratch:
                 raise OSError(error.errno, message, str(self.folder)) from None
             raise
 
-    def _read(self, slot: int) -> NDArray[np.generic]:
+    def _read(self, slot: int) -> Block:
         with self._lock:
             writing = self._writes.pop(slot, None)
             shape, dtype = self._shapes[slot]
         if writing:
             writing.result()
         block = np.empty(shape, dtype)
-        view, offset = memoryview(block).cast("B"), slot * self.slot_bytes
+        view, offset = memoryview(block.data).cast("B"), slot * self.slot_bytes
         while view:
             count = os.preadv(self._file.fileno(), [view], offset)
             if not count:

@@ -98,6 +98,11 @@ def read_snapshot(output: Path) -> Snapshot:
     raise InputError(f"{output} has no whole snapshot to resume from; run again with --overwrite")
 
 
+def has_snapshots(output: Path) -> bool:
+    """Whether any snapshot was ever finished."""
+    return bool(_existing(output))
+
+
 def remove_snapshots(output: Path) -> None:
     """Remove what only an unfinished output needs."""
     shutil.rmtree(output / FOLDER, ignore_errors=True)

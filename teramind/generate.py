@@ -1,0 +1,157 @@
+"""Generate the tissue image of an atlas: its transcripts through a Tera-MIND network into an OME-Zarr image."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teramind.atlas.store import Atlas
+    from teramind.engine.frame import Border
+    from teramind.engine.panel import Missing
+    from teramind.engine.report import RunReport
+
+
+def generate(
+    atlas: Atlas | str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    roi: str | Sequence[int] | None = None,
+    slices: str | tuple[int, int] | None = None,
+    border: Border = "exact",
+    steps: int = 15,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    state_dtype: str = "float16",
+    noise: str = "position",
+    tile: int | None = None,
+    memory: int | str | None = None,
+    skip_below: int | None = None,
+    quantise: str = "round",
+    resume: bool = False,
+    overwrite: bool = False,
+    *,
+    genes: str | os.PathLike[str] | Sequence[str] | None = None,
+    missing_genes: Missing = "error",
+    workers: int = 1,
+    snapshot_minutes: float = 20.0,
+    scratch: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> RunReport:
+    """Generate an image and write it as OME-Zarr 0.5 (c, z, y, x; uint8).
+
+    Args:
+        atlas: the store of transcripts, or its path.
+        checkpoint: ours (``.safetensors``) or the reference implementation's (``.ckpt``).
+        output: the folder to write.
+        roi: ``"y0:y1,x0:x1"`` or four integers, atlas px, half open; grown outward to the patch grid. All if None.
+        slices: ``"a:b"`` or two integers, half open. All that the model can make if None.
+        border: "exact" also computes the context that a region depends on, so that it equals the crop of the whole;
+            "constant" sees -1 beyond the region, as the reference does.
+        steps: DDIM steps.
+        seed: of the start noise, 0 .. 2^64-1.
+        device: "auto" (all GPUs, else the CPU), "cpu", "cuda", "cuda:0,cuda:1".
+        dtype: of weights and activations: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on a
+            GPU.
+        state_dtype: of the state between steps: "float16", as the reference stores it, or "float32".
+        noise: "position": a function of seed, stain, slice, y and x alone; "tile": the reference's, seeded by tile.
+        tile: px, a multiple of the patch size; by default 256 on a CPU and 1024 on a GPU.
+        memory: bytes of state to keep in memory, as a number or like "8G"; half of what is free by default.
+        skip_below: leave tiles empty that have fewer transcripts within the dependency radius.
+        quantise: to uint8: "round", or "truncate" as the reference does.
+        resume: go on with an unfinished output.
+        overwrite: replace an output that is there.
+        genes: names in the order of the network's gene axis (a list, or a file with one a line), for checkpoints that
+            carry none.
+        missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
+        workers: on a CPU, how many tiles to work on at once.
+        snapshot_minutes: time between snapshots that ``resume`` goes on from; 0 for none but at a signal.
+        scratch: folder for state that does not fit in memory; the output's by default.
+        progress: show a progress bar if stderr is a terminal.
+
+    Returns:
+        What the run did and cost; also in the output as ``teramind-report.json``.
+
+    Raises:
+        InputError: options that cannot be, or do not fit together, the atlas or the checkpoint.
+        ComputationError: values that are not numbers, named with window, step and tile.
+        Interrupted: after SIGTERM or SIGINT, with a snapshot taken.
+        OSError: no room left on a disk.
+    """
+    from teramind.engine.job import Job, Options
+
+    options = Options(
+        roi=roi, slices=slices, border=border, steps=steps, seed=seed, device=device, dtype=dtype,
+        state_dtype=state_dtype, noise=noise, tile=tile, memory=memory, skip_below=skip_below, quantise=quantise,
+        genes=genes, missing_genes=missing_genes, workers=workers, snapshot_minutes=snapshot_minutes, scratch=scratch,
+        progress=progress,
+    )  # fmt: skip
+    return Job(atlas, checkpoint, Path(output), options).run(resume=resume, overwrite=overwrite)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments: names and defaults are those of ``generate``."""
+    default = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
+
+    def option(name: str, text: str, **more: Any) -> None:
+        shown = "" if default[name] in (None, False) else f" (default: {default[name]})"
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default[name], help=text + shown, **more)
+
+    parser.add_argument("atlas", help="atlas store (teramind ingest makes one)")
+    parser.add_argument("output", help="folder to write, e.g. brain.ome.zarr")
+    parser.add_argument("--checkpoint", required=True, help="network: .safetensors, or the reference's .ckpt")
+    option("roi", "region in atlas px, ends exclusive; all by default", metavar="Y0:Y1,X0:X1")
+    option("slices", "slices of the atlas, end exclusive; all by default", metavar="A:B")
+    option(
+        "border", "exact: a region equals the crop of the whole; constant: -1 beyond it", choices=("exact", "constant")
+    )
+    option("steps", "DDIM steps", type=int)
+    option("seed", "of the start noise", type=int)
+    option("device", "auto, cpu, cuda, or cuda:0,cuda:1")
+    option("dtype", "of weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
+    option("state_dtype", "of the state between steps", choices=("float16", "float32"))
+    option("noise", "position: keyed by seed and place; tile: as the reference", choices=("position", "tile"))
+    option("tile", "px, a multiple of the patch size; by default 256 on a CPU and 1024 on a GPU", type=int)
+    option("memory", "for state, e.g. 8G; by default half of what is free", metavar="BYTES")
+    option("skip_below", "leave tiles empty with fewer transcripts in reach", type=int, metavar="N")
+    option("quantise", "to uint8", choices=("round", "truncate"))
+    option("resume", "go on with an unfinished output", action="store_true")
+    option("overwrite", "replace an output that is there", action="store_true")
+    option("genes", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
+    option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
+    option("workers", "tiles worked on at once on a CPU", type=int)
+    option("snapshot_minutes", "time between snapshots", type=float)
+    option("scratch", "folder for state beyond --memory; the output's by default", metavar="FOLDER")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    report = generate(**vars(arguments))
+    sys.stdout.write(report.summary() + "\n")
+    return 0
+
+
+class _CallableModule(ModuleType):
+    """Lets ``teramind.generate`` be both this module (``python -m teramind.generate``) and the function in it.
+
+    Importing a submodule binds its name in the package, over whatever the package offers under that name.
+    """
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    from teramind.cli import run_command
+
+    raise SystemExit(run_command("generate"))
