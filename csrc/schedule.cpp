@@ -243,7 +243,7 @@ void TileGraph::free_version(Key key, std::int32_t version, Events* events) {
   events->freed.push_back({static_cast<std::int32_t>(window_of(key)), row, column, version});
 }
 
-// ----------------------------------------------------------------------------------------------- snapshot and foresight
+// ---------------------------------------------------------------------------------------------- snapshot and foresight
 
 void TileGraph::completed(std::span<std::uint16_t> out) const {
   std::size_t entry = 0;
