@@ -82,7 +82,7 @@ std::int32_t TileGraph::done(Key key) const {
   return reach < kComplete ? reach : units_[cell_of(key)];
 }
 
-// The last stored version that a unit may read: a tile of the output does not read its own last one.
+// The last version that a unit may read: that after the last step goes to the output and no further.
 std::int32_t TileGraph::last_read(std::uint32_t cell) const {
   return std::min<std::int32_t>(units_[cell], geometry_.steps() - 1);
 }
@@ -157,6 +157,7 @@ void TileGraph::pop(std::int32_t step) {
 
 // The deepest step with a full batch. Going strictly by depth would hand out one unit at a time: a tile's next step is
 // ready long before its neighbours' are. Once a window has no step 0 left to fill its batches from, smaller ones do.
+// Counted are units of any shape, so that the narrow tiles at the plane's end, one a line, are not left behind.
 std::optional<std::int32_t> TileGraph::choose_step(std::size_t limit) const {
   for (const bool partial : {false, true}) {
     for (auto step = progress_.deepest; step > 0; --step) {
@@ -196,14 +197,14 @@ std::vector<Unit> TileGraph::claim(std::size_t limit) {
 
 void TileGraph::release(const Unit& unit) {
   const auto tile = key_of(unit.window, unit.row, unit.column);
-  if (progress_.in_flight.erase({-unit.step, tile}) == 0) throw std::logic_error("released a unit that is not claimed");
+  if (progress_.in_flight.erase({-unit.step, tile}) == 0) throw std::logic_error("released a unit not claimed");
   if (unit.step == 0) --progress_.live;
   push(unit.step, tile);
 }
 
 void TileGraph::complete(const Unit& unit, Events* events) {
   const auto tile = key_of(unit.window, unit.row, unit.column);
-  if (progress_.in_flight.erase({-unit.step, tile}) == 0) throw std::logic_error("completed a unit that is not claimed");
+  if (progress_.in_flight.erase({-unit.step, tile}) == 0) throw std::logic_error("completed a unit not claimed");
   --progress_.remaining;
   const auto version = unit.step + 1;
   set_reach(at(tile), version == units_[cell_of(tile)] ? kComplete : static_cast<std::uint16_t>(version));
@@ -242,7 +243,7 @@ void TileGraph::free_version(Key key, std::int32_t version, Events* events) {
   events->freed.push_back({static_cast<std::int32_t>(window_of(key)), row, column, version});
 }
 
-// ------------------------------------------------------------------------------------------------ snapshot and foresight
+// ---------------------------------------------------------------------------------------------- snapshot and foresight
 
 void TileGraph::completed(std::span<std::uint16_t> out) const {
   std::size_t entry = 0;

@@ -96,7 +96,8 @@ class TileGraph {
     Key cursor = 0;                        // the next unit of step 0 that was never claimed
     std::int32_t deepest = 0;              // no ready unit is deeper
     std::set<std::pair<std::int32_t, Key>> in_flight;  // (-step, key): in the order of claims
-    std::int64_t remaining = 0, live = 0, peak_live = 0;
+    std::int64_t remaining = 0;            // units
+    std::int64_t live = 0, peak_live = 0;  // tiles
   };
 
   class Rehearsal;
@@ -112,7 +113,7 @@ class TileGraph {
   [[nodiscard]] bool all_reached(std::size_t index, std::int32_t version) const;
   [[nodiscard]] bool all_read(Key key, std::int32_t version) const;
   [[nodiscard]] std::int32_t last_read(std::uint32_t cell) const;
-  [[nodiscard]] bool has_step_zero() const { return window_of(progress_.cursor) < static_cast<std::uint32_t>(windows_); }
+  [[nodiscard]] bool has_step_zero() const { return window_of(progress_.cursor) < std::uint32_t(windows_); }
   [[nodiscard]] std::optional<std::int32_t> choose_step(std::size_t limit) const;
   [[nodiscard]] std::optional<Key> front(std::int32_t step) const;
 
@@ -127,16 +128,16 @@ class TileGraph {
   TileGeometry geometry_;
   std::int32_t windows_;
   bool rows_are_longer_;
-  std::uint32_t stride_;             // cells a line of the shorter side
-  std::size_t plane_;                // cells a window
-  std::vector<std::uint16_t> units_; // a cell: units of its tile
-  std::vector<std::uint16_t> reach_; // (window, cell): steps done, or one of the marks in schedule.cpp
+  std::uint32_t stride_;              // cells a line of the shorter side
+  std::size_t plane_;                 // cells a window
+  std::vector<std::uint16_t> units_;  // a cell: units of its tile
+  std::vector<std::uint16_t> reach_;  // (window, cell): steps done, or one of the marks in schedule.cpp
   Progress progress_;
   Journal* journal_ = nullptr;
 };
 
-// Thread-safe. A claim waits while nothing is ready, while claims are paused; it returns nothing once all is done, the
-// schedule is closed, or its time is up.
+// Thread-safe. A claim waits while nothing is ready and while claims are paused; it returns nothing once all is done,
+// the schedule is closed, or its time is up.
 class Schedule {
  public:
   using Clock = std::chrono::steady_clock;

@@ -203,9 +203,10 @@ class TilePlan:
     def claim(self, limit: int = 1, timeout: float | None = None) -> list[Unit]:
         """Take the next units that are ready; waits, without the GIL, while none is or while the plan is paused.
 
-        All units of a claim have the same window, step and compute shape, so that they make one batch. For the sake
-        of full batches the deepest step with ``limit`` units ready goes first; steps with fewer wait, unless their
-        window has no tile left to start. With a limit of 1 this is the plain order of the module's text.
+        All units of a claim have the same window, step and compute shape, so that they make one batch; it ends early
+        where the shape changes, at the narrower tiles that may end a line. For the sake of full batches the deepest
+        step with ``limit`` units ready goes first; steps with fewer wait, unless their window has no tile left to
+        start. With a limit of 1 this is the plain order of the module's text.
 
         Args:
             limit: The most units to take.
