@@ -184,15 +184,59 @@ def image_metadata(
 
 
 def open_levels(group: zarr.Group) -> list[zarr.Array[Any]]:
-    """Return the arrays of a multiscale image, finest first, whichever of the two versions it has."""
-    attributes = dict(group.attrs)
-    described: Any = attributes.get("ome", attributes)
+    """Return the arrays of a multiscale image, finest first, whichever of the two versions it has.
+
+    Raises:
+        InputError: if the group is not an OME-Zarr image.
+    """
+    arrays = [group[dataset["path"]] for dataset in _multiscale(group)["datasets"]]
+    return [array for array in arrays if isinstance(array, zarr.Array)]
+
+
+def image_channels(group: zarr.Group) -> list[Channel]:
+    """Return how an image's channels are shown; white, in the order of the array, where it does not say."""
+    described: Any = _described(group).get("omero", {}).get("channels")
+    if not described:
+        return [Channel(f"channel {number}") for number in range(open_levels(group)[0].shape[0])]
+    return [
+        Channel(channel["label"], channel["color"], *(channel["window"][key] for key in ("min", "max", "start", "end")))
+        for channel in described
+    ]
+
+
+def pixel_size(group: zarr.Group) -> tuple[float, float, float]:
+    """Return the size of a voxel of the finest level in micrometres, z, y, x."""
+    return _transformation(group, "scale", 1.0)
+
+
+def translation(group: zarr.Group) -> tuple[float, float, float]:
+    """Return where the centre of the finest level's first voxel lies, in micrometres, z, y, x."""
+    return _transformation(group, "translation", 0.0)
+
+
+def _transformation(group: zarr.Group, kind: str, default: float) -> tuple[float, float, float]:
+    for transformation in _multiscale(group)["datasets"][0]["coordinateTransformations"]:
+        if transformation["type"] == kind:
+            z, y, x = transformation[kind][1:]
+            return float(z), float(y), float(x)
+    return default, default, default
+
+
+def _described(group: zarr.Group) -> dict[str, Any]:
+    """Return the attributes that OME-NGFF defines: 0.5 keeps them apart, 0.4 among all the others."""
+    attributes: dict[str, Any] = dict(group.attrs)
+    inner: dict[str, Any] = attributes.get("ome", attributes)
+    return inner
+
+
+def _multiscale(group: zarr.Group) -> dict[str, Any]:
     try:
-        paths = [dataset["path"] for dataset in described["multiscales"][0]["datasets"]]
+        first: dict[str, Any] = _described(group)["multiscales"][0]
     except (KeyError, IndexError, TypeError):
         raise InputError(f"{group.store_path} is not an OME-Zarr image: it has no multiscales metadata") from None
-    arrays = [group[path] for path in paths]
-    return [array for array in arrays if isinstance(array, zarr.Array)]
+    if [axis["name"] for axis in first["axes"]] != list(AXES):
+        raise InputError(f"{group.store_path} has other axes than {', '.join(AXES)}")
+    return first
 
 
 def _transformations(factor: int, pixel_size: Sequence[float], translation: Sequence[float]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import zarr
 
 from teramind.errors import InputError
+from teramind.files import fsync
 from teramind.ngff.assembly import Rectangle, ShardBuffer, mean_bin
 from teramind.ngff.encoding import ShardEncoder, local_folder
 from teramind.ngff.metadata import open_levels
@@ -156,7 +157,7 @@ class MultiscaleWriter:
             unsynced, self._unsynced = self._unsynced, []
         folders = {folder for path in unsynced for folder in path.parents if folder.is_relative_to(self._root)}
         try:
-            for _ in self._pool.map(_fsync, [*unsynced, *sorted(folders)]):
+            for _ in self._pool.map(fsync, [*unsynced, *sorted(folders)]):
                 pass
         except OSError as error:
             self._error = self._error or error
@@ -345,12 +346,3 @@ class MultiscaleWriter:
 
 def _rectangle(y: int, x: int, sides: Sequence[int]) -> Rectangle:
     return y, y + sides[0], x, x + sides[1]
-
-
-def _fsync(path: Path) -> None:
-    """Wait until a file's contents, or a folder's list of names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
