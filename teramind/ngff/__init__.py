@@ -1,6 +1,13 @@
 """OME-Zarr images: metadata, pyramids, and a writer that streams finished rectangles into whole shards."""
 
-from teramind.ngff.metadata import Channel, create_multiscale, image_channels, open_levels, pixel_size, translation
+from teramind.ngff.metadata import (
+    Channel,
+    create_multiscale,
+    image_channels,
+    image_pixel_size,
+    image_translation,
+    open_levels,
+)
 from teramind.ngff.writer import MultiscaleWriter, Pending, PendingShard
 
 __all__ = [
@@ -10,7 +17,7 @@ __all__ = [
     "PendingShard",
     "create_multiscale",
     "image_channels",
+    "image_pixel_size",
+    "image_translation",
     "open_levels",
-    "pixel_size",
-    "translation",
 ]

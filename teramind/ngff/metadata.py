@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from teramind.errors import InputError
 AXES = ("c", "z", "y", "x")
 DTYPE = np.dtype(np.uint8)
 VERSIONS = {"0.5": 3, "0.4": 2}  # OME-NGFF version -> Zarr format
-# Level 1 writes generated tissue about twice as fast as the default 3 and loses 2 % of the ratio.
+# On MERSCOPE's stains, one core: 1.0 to 1.3 GB/s against 0.1 to 0.3 with the usual level 3, for files 3 to 7 % larger.
 ZSTD_LEVEL = 1
+_WINDOW = ("min", "max", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -189,27 +190,33 @@ def open_levels(group: zarr.Group) -> list[zarr.Array[Any]]:
     Raises:
         InputError: if the group is not an OME-Zarr image.
     """
-    arrays = [group[dataset["path"]] for dataset in _multiscale(group)["datasets"]]
-    return [array for array in arrays if isinstance(array, zarr.Array)]
+    levels = []
+    for dataset in _multiscale(group)["datasets"]:
+        array = group.get(dataset["path"])
+        if not isinstance(array, zarr.Array):
+            raise InputError(f"{group.store_path} describes a level {dataset['path']!r}, but there is no such array")
+        levels.append(array)
+    return levels
 
 
 def image_channels(group: zarr.Group) -> list[Channel]:
-    """Return how an image's channels are shown; white, in the order of the array, where it does not say."""
-    described: Any = _described(group).get("omero", {}).get("channels")
-    if not described:
-        return [Channel(f"channel {number}") for number in range(open_levels(group)[0].shape[0])]
-    return [
-        Channel(channel["label"], channel["color"], *(channel["window"][key] for key in ("min", "max", "start", "end")))
-        for channel in described
-    ]
+    """Return how an image's channels are shown: white and from 0 to 255 where it does not say."""
+    count = open_levels(group)[0].shape[0]
+    described: Any = _described(group).get("omero", {}).get("channels") or [{}] * count
+    channels = []
+    for number, channel in enumerate(described):
+        shown = Channel(channel.get("label", f"channel {number}"), channel.get("color", "FFFFFF"))
+        window = {f"window_{key}": channel["window"][key] for key in channel.get("window", ()) if key in _WINDOW}
+        channels.append(replace(shown, **window))
+    return channels
 
 
-def pixel_size(group: zarr.Group) -> tuple[float, float, float]:
+def image_pixel_size(group: zarr.Group) -> tuple[float, float, float]:
     """Return the size of a voxel of the finest level in micrometres, z, y, x."""
     return _transformation(group, "scale", 1.0)
 
 
-def translation(group: zarr.Group) -> tuple[float, float, float]:
+def image_translation(group: zarr.Group) -> tuple[float, float, float]:
     """Return where the centre of the finest level's first voxel lies, in micrometres, z, y, x."""
     return _transformation(group, "translation", 0.0)
 

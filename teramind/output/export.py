@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from teramind.errors import InputError
 from teramind.files import appears_whole
-from teramind.ngff import MultiscaleWriter, create_multiscale, image_channels, open_levels, pixel_size, translation
+from teramind.ngff import (
+    MultiscaleWriter,
+    create_multiscale,
+    image_channels,
+    image_pixel_size,
+    image_translation,
+    open_levels,
+)
 from teramind.ngff.metadata import VERSIONS
 from teramind.output.ome_tiff import Region, snapped_region, write_ome_tiff
 from teramind.ranges import parse_ranges
@@ -70,7 +77,7 @@ def export_ngff(
     ((y0, y1), (x0, x1)), (z0, z1) = _region(group, roi), _slices(group, slices)
     _require_new(Path(target))
     source = open_levels(group)[0]
-    (dz, dy, dx), (tz, ty, tx) = pixel_size(group), translation(group)
+    (dz, dy, dx), (tz, ty, tx) = image_pixel_size(group), image_translation(group)
     channels = image_channels(group)
     with appears_whole(target) as partial:
         create_multiscale(
@@ -142,7 +149,9 @@ def _open_finished(path: str | Path) -> zarr.Group:
         group = zarr.open_group(Path(path), mode="r")
     except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} is not an OME-Zarr image") from None
-    open_levels(group)
+    dtype = open_levels(group)[0].dtype
+    if dtype != np.uint8:
+        raise InputError(f"{path} holds {dtype} values; only uint8 images are exported")
     about = group.attrs.get("teramind")
     if isinstance(about, dict) and about.get("complete") is False:
         raise InputError(f"{path} is not finished; resume its run first")

@@ -18,7 +18,7 @@ import zarr
 from tifffile import TiffWriter
 
 from teramind.files import appears_whole
-from teramind.ngff import Channel, image_channels, open_levels, pixel_size, translation
+from teramind.ngff import Channel, image_channels, image_pixel_size, image_translation, open_levels
 
 TILE = 512
 # Rows read at once: those of a chunk, so that each is decoded once. At 106,000 px of width a band is 108 MB.
@@ -57,7 +57,7 @@ def write_ome_tiff(path: str | Path, group: zarr.Group, *, z: int, region: Regio
     """
     (y0, y1), (x0, x1) = region
     levels = _file_levels(group, region)
-    _, dy, dx = pixel_size(group)
+    _, dy, dx = image_pixel_size(group)
     with appears_whole(path) as partial, TiffWriter(partial, bigtiff=True, ome=True) as tiff:
         for level, array in enumerate(levels):
             factor = 2**level
@@ -107,7 +107,7 @@ def _tiles(
 def _ome_metadata(group: zarr.Group, z: int, region: Region) -> dict[str, Any]:
     """Return what the OME-XML says: names, colours, the size of a pixel and where the first one lies."""
     channels = image_channels(group)
-    (dz, dy, dx), (tz, ty, tx) = pixel_size(group), translation(group)
+    (dz, dy, dx), (tz, ty, tx) = image_pixel_size(group), image_translation(group)
     place = {"X": tx + region[1][0] * dx, "Y": ty + region[0][0] * dy, "Z": tz + z * dz}
     plane: dict[str, Any] = {}
     for axis, position in place.items():

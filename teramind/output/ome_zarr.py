@@ -81,7 +81,7 @@ class OutputWriter:
 
     @classmethod
     def resume(cls, path: str | Path, pending: Pending) -> Self:
-        """Go on with an unfinished output from a moment at which `flush` and then `pending` were called.
+        """Go on with an unfinished output from a moment at which `pending` was called.
 
         Raises:
             InputError: if the folder is not an unfinished output, or the state is of another one.
@@ -106,7 +106,7 @@ class OutputWriter:
         self.voxels.flush()
 
     def pending(self) -> Pending:
-        """Return the state of the unfinished shards; see `MultiscaleWriter.pending`."""
+        """Flush, and return the state of the unfinished shards; see `MultiscaleWriter.pending`."""
         return self.voxels.pending()
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from teramind.errors import InputError
 from teramind.files import appears_whole
-from teramind.ngff import image_channels, open_levels, pixel_size
+from teramind.ngff import image_channels, image_pixel_size, open_levels
 
 _GOLDEN_RATIO = 0.618034  # multiples of it, modulo one, keep apart however many there are
 
@@ -89,7 +89,7 @@ def preview(
     picture = Image.fromarray(composite(pixels, [channel.color for channel in channels], windows))
     picture, factor = _reduced(picture, max_side)
     if scale_bar:
-        draw_scale_bar(picture, pixel_size(group)[2] * 2**level * factor)
+        draw_scale_bar(picture, image_pixel_size(group)[2] * 2**level * factor)
     return picture
 
 

@@ -15,7 +15,7 @@ import zarr
 
 from teramind.cli import main
 from teramind.errors import InputError
-from teramind.ngff import open_levels
+from teramind.ngff import Channel, create_multiscale, open_levels
 from teramind.output import ome_tiff
 from teramind.output.export import export_ngff, export_ome_tiff
 from teramind.output.ome_zarr import OutputWriter
@@ -171,6 +171,12 @@ def test_wrong_images_are_refused(tmp_path, image):
     ).abort()
     with pytest.raises(InputError, match="not finished"):
         export_ngff(tmp_path / "new.ome.zarr", tmp_path / "target")
+    place = {"shape": (1, 1, 9, 9), "pixel_size": (1, 1, 1)}
+    foreign = create_multiscale(tmp_path / "foreign.zarr", **place, channels=[Channel("A")], name="foreign")
+    del foreign["0"]
+    foreign.create_array("0", shape=(1, 1, 9, 9), dtype="uint16")
+    with pytest.raises(InputError, match="uint16"):
+        export_ngff(tmp_path / "foreign.zarr", tmp_path / "target")
     (tmp_path / "target").mkdir()
     with pytest.raises(InputError, match="exists already"):
         export_ngff(image, tmp_path / "target")
