@@ -1,32 +1,61 @@
-"""Files that appear under their name only when whole."""
+"""Files and folders that appear under their names only when they are whole, and errors that name them."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def replace_when_whole(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; rename it into place, synced to disk, if the block ends well.
+def appears_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a hidden path beside ``path``, to be filled with a file or a folder, and rename it when all went well.
 
-    If the block raises, what was written is removed and ``path`` is as before.
+    If the block fails, nothing is left behind. A file replaces an older one; a folder needs a free name.
+
+    Raises:
+        OSError: of the block, with ``path`` as its file's name if it had none.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as hidden:
+        partial = Path(hidden) / path.name
+        try:
+            yield partial
+            if partial.is_file():
+                fsync(partial)
+            partial.replace(path)
+        except OSError as error:
+            if error.filename is None:
+                raise named_error(error, path) from error
+            if hidden in str(error.filename):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise  # about another file, one that was read perhaps
+    fsync(path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Make renames inside a directory survive a power cut."""
+def named_error(error: OSError, path: str | Path, needed: int | None = None) -> OSError:
+    """Return the error with the file's name, which write() leaves out, and for a full disk with what is free.
+
+    Args:
+        error: what the system reported.
+        path: of the file that was being written.
+        needed: bytes it needs at most.
+    """
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        free = f"{shutil.disk_usage(existing).free:,} free"
+        reason += f" ({free})" if needed is None else f" (up to {needed:,} bytes needed, {free})"
+    return OSError(error.errno, reason, os.fspath(path))
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's list of names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teramind.files import named_error
+
 Block = NDArray[Any]
 BUFFERS = 2  # blocks on their way to the disk, and as many on their way back
 PAGE = 4096  # slots start on pages of the disk
@@ -120,20 +122,13 @@ class Scratch:
             view = memoryview(block.data).cast("B")
             offset = slot * self.slot_bytes
             while view:
-                count = self._write_some(view, offset)
+                count = os.pwrite(self._file.fileno(), view, offset)
                 view, offset = view[count:], offset + count
                 self.written_bytes += count
+        except OSError as error:
+            raise named_error(error, self.folder / "scratch file", self.slot_bytes) from None
         finally:
             self._write_buffers.release()
-
-    def _write_some(self, view: memoryview, offset: int) -> int:
-        try:
-            return os.pwrite(self._file.fileno(), view, offset)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = f"the disk of the scratch folder is full: {len(view):,} bytes more are needed at once"
-                raise OSError(error.errno, message, str(self.folder)) from None
-            raise
 
     def _read(self, slot: int) -> Block:
         with self._lock:

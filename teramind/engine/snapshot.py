@@ -6,11 +6,9 @@ checksum. It is written under another name, synced and renamed; the one before i
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
-import os
 import shutil
 import zipfile
 import zlib
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from teramind.engine.plan import Rectangle, Tile
 from teramind.engine.store import SavedTile, Strip
 from teramind.errors import InputError
-from teramind.files import sync_directory
+from teramind.files import appears_whole
 from teramind.ngff import Pending, PendingShard
 
 logger = logging.getLogger(__name__)
@@ -63,22 +61,8 @@ def write_snapshot(output: Path, snapshot: Snapshot) -> Path:
     folder.mkdir(exist_ok=True)
     numbers = [number for number, _ in _existing(output)]
     path = folder / f"snapshot-{max(numbers, default=0) + 1:06d}.zip"
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                _write_members(archive, snapshot)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full: a snapshot needs more than the {shutil.disk_usage(folder).free:,} bytes left"
-            raise OSError(error.errno, message, str(path)) from None
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_directory(folder)
+    with appears_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        _write_members(archive, snapshot)
     for number in sorted(numbers)[: -(KEPT - 1)]:
         (folder / f"snapshot-{number:06d}.zip").unlink()
     return path

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from teramind.errors import InputError
-from teramind.files import replace_when_whole
+from teramind.files import appears_whole
 from teramind.model.config import PATCH_SIZES, Z_KERNELS, ModelConfig
 from teramind.model.network import TeraMind
 
@@ -49,7 +49,7 @@ def save_checkpoint(path: str | os.PathLike[str], net: TeraMind, **meta: Any) ->
             raise InputError(f"{len(meta[axis])} names were given for the network's {size} {axis}")
     header = {"format": FORMAT, "version": FORMAT_VERSION, "config": net.config.to_dict(), "meta": meta}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with replace_when_whole(path) as partial:
+    with appears_whole(path) as partial:
         safetensors.torch.save_file(weights, partial, metadata={"teramind": json.dumps(header)})
 
 

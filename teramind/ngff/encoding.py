@@ -7,10 +7,7 @@ sharding-indexed/v1.0.html (inner chunks, then an index of 64-bit offsets and le
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +21,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from teramind.errors import InputError
+from teramind.files import named_error
 
 _EMPTY = np.uint64(2**64 - 1)  # offset and length of an inner chunk that is not stored
 
@@ -72,7 +70,7 @@ class ShardEncoder:
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise _explained(error, path, pixels.nbytes) from error
+            raise named_error(error, path, pixels.nbytes) from error
         return path
 
     def _encode(self, pixels: npt.NDArray[np.uint8], file: BinaryIO) -> None:
@@ -124,12 +122,3 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def _explained(error: OSError, path: Path, needed: int) -> OSError:
-    """Return the error with the file's name, which write() leaves out, and for a full disk with what is missing."""
-    reason = error.strerror or str(error)
-    if error.errno == errno.ENOSPC:
-        existing = next(folder for folder in path.parents if folder.exists())
-        reason += f" (up to {needed:,} bytes needed, {shutil.disk_usage(existing).free:,} free)"
-    return OSError(error.errno, reason, os.fspath(path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from teramind.errors import InputError
 AXES = ("c", "z", "y", "x")
 DTYPE = np.dtype(np.uint8)
 VERSIONS = {"0.5": 3, "0.4": 2}  # OME-NGFF version -> Zarr format
-# Level 1 writes generated tissue about twice as fast as the default 3 and loses 2 % of the ratio.
+# On MERSCOPE's stains, one core: 1.0 to 1.3 GB/s against 0.1 to 0.3 with the usual level 3, for files 3 to 7 % larger.
 ZSTD_LEVEL = 1
+_WINDOW = ("min", "max", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -184,15 +185,65 @@ def image_metadata(
 
 
 def open_levels(group: zarr.Group) -> list[zarr.Array[Any]]:
-    """Return the arrays of a multiscale image, finest first, whichever of the two versions it has."""
-    attributes = dict(group.attrs)
-    described: Any = attributes.get("ome", attributes)
+    """Return the arrays of a multiscale image, finest first, whichever of the two versions it has.
+
+    Raises:
+        InputError: if the group is not an OME-Zarr image.
+    """
+    levels = []
+    for dataset in _multiscale(group)["datasets"]:
+        array = group.get(dataset["path"])
+        if not isinstance(array, zarr.Array):
+            raise InputError(f"{group.store_path} describes a level {dataset['path']!r}, but there is no such array")
+        levels.append(array)
+    return levels
+
+
+def image_channels(group: zarr.Group) -> list[Channel]:
+    """Return how an image's channels are shown: white and from 0 to 255 where it does not say."""
+    count = open_levels(group)[0].shape[0]
+    described: Any = _described(group).get("omero", {}).get("channels") or [{}] * count
+    channels = []
+    for number, channel in enumerate(described):
+        shown = Channel(channel.get("label", f"channel {number}"), channel.get("color", "FFFFFF"))
+        window = {f"window_{key}": channel["window"][key] for key in channel.get("window", ()) if key in _WINDOW}
+        channels.append(replace(shown, **window))
+    return channels
+
+
+def image_pixel_size(group: zarr.Group) -> tuple[float, float, float]:
+    """Return the size of a voxel of the finest level in micrometres, z, y, x."""
+    return _transformation(group, "scale", 1.0)
+
+
+def image_translation(group: zarr.Group) -> tuple[float, float, float]:
+    """Return where the centre of the finest level's first voxel lies, in micrometres, z, y, x."""
+    return _transformation(group, "translation", 0.0)
+
+
+def _transformation(group: zarr.Group, kind: str, default: float) -> tuple[float, float, float]:
+    for transformation in _multiscale(group)["datasets"][0]["coordinateTransformations"]:
+        if transformation["type"] == kind:
+            z, y, x = transformation[kind][1:]
+            return float(z), float(y), float(x)
+    return default, default, default
+
+
+def _described(group: zarr.Group) -> dict[str, Any]:
+    """Return the attributes that OME-NGFF defines: 0.5 keeps them apart, 0.4 among all the others."""
+    attributes: dict[str, Any] = dict(group.attrs)
+    inner: dict[str, Any] = attributes.get("ome", attributes)
+    return inner
+
+
+def _multiscale(group: zarr.Group) -> dict[str, Any]:
     try:
-        paths = [dataset["path"] for dataset in described["multiscales"][0]["datasets"]]
+        first: dict[str, Any] = _described(group)["multiscales"][0]
     except (KeyError, IndexError, TypeError):
         raise InputError(f"{group.store_path} is not an OME-Zarr image: it has no multiscales metadata") from None
-    arrays = [group[path] for path in paths]
-    return [array for array in arrays if isinstance(array, zarr.Array)]
+    if [axis["name"] for axis in first["axes"]] != list(AXES):
+        raise InputError(f"{group.store_path} has other axes than {', '.join(AXES)}")
+    return first
 
 
 def _transformations(factor: int, pixel_size: Sequence[float], translation: Sequence[float]) -> list[dict[str, Any]]:

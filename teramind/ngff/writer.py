@@ -16,6 +16,7 @@ import numpy.typing as npt
 import zarr
 
 from teramind.errors import InputError
+from teramind.files import fsync
 from teramind.ngff.assembly import Rectangle, ShardBuffer, mean_bin
 from teramind.ngff.encoding import ShardEncoder, local_folder
 from teramind.ngff.metadata import open_levels
@@ -65,6 +66,7 @@ class MultiscaleWriter:
         buffered_bytes: pixels held at the moment, those being written included.
         peak_buffered_bytes: the most there were.
         written_bytes: raw pixels in the shards written so far, all levels.
+        stored_bytes: what those take on the disk.
     """
 
     def __init__(self, group_or_path: zarr.Group | str | Path, *, threads: int | None = None) -> None:
@@ -95,10 +97,11 @@ class MultiscaleWriter:
         self.buffered_bytes = 0
         self.peak_buffered_bytes = 0
         self.written_bytes = 0
+        self.stored_bytes = 0
 
     @classmethod
     def resume(cls, group_or_path: zarr.Group | str | Path, pending: Pending, *, threads: int | None = None) -> Self:
-        """Go on with an image from a moment at which `flush` and then `pending` were called.
+        """Go on with an image from a moment at which `pending` was called.
 
         What was given to the writer after that moment has to be given again; its shards are replaced. Those that
         were finished are left alone.
@@ -156,19 +159,19 @@ class MultiscaleWriter:
             unsynced, self._unsynced = self._unsynced, []
         folders = {folder for path in unsynced for folder in path.parents if folder.is_relative_to(self._root)}
         try:
-            for _ in self._pool.map(_fsync, [*unsynced, *sorted(folders)]):
+            for _ in self._pool.map(fsync, [*unsynced, *sorted(folders)]):
                 pass
         except OSError as error:
             self._error = self._error or error
             raise
 
     def pending(self) -> Pending:
-        """Return the state of the unfinished shards; call `flush` first, and give nothing to the writer in between.
+        """Flush, and return the state of the unfinished shards; no other thread may write meanwhile.
 
         The pixels are not copied: save them before the next call that changes them.
         """
+        self.flush()
         with self._changed:
-            self._raise_error()
             shards = [
                 PendingShard(level, index, shard.pixels, shard.coverage.rectangles())
                 for level, unfinished in enumerate(self._shards)
@@ -305,6 +308,7 @@ class MultiscaleWriter:
             if path is not None:
                 self._unsynced.append(path)
                 self.written_bytes += shard.nbytes
+                self.stored_bytes += path.stat().st_size
             for above in () if is_top else self._touched(level + 1, index[0], index[1], binned):
                 parent = self._put(level + 1, above, binned, means)
                 if parent is not None:
@@ -345,12 +349,3 @@ class MultiscaleWriter:
 
 def _rectangle(y: int, x: int, sides: Sequence[int]) -> Rectangle:
     return y, y + sides[0], x, x + sides[1]
-
-
-def _fsync(path: Path) -> None:
-    """Wait until a file's contents, or a folder's list of names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import zarr.errors
 
 from teramind import __version__
 from teramind.errors import InputError
+from teramind.files import appears_whole
 from teramind.ngff import Channel, MultiscaleWriter, Pending, create_multiscale
 from teramind.output.colors import stain_colors
 
@@ -66,10 +66,9 @@ class OutputWriter:
             output_attributes(self.path)  # refuses what is not ours before anything is created
         about = {"kind": KIND, "complete": False, "software": f"teramind {__version__}", "parameters": parameters}
         colors = stain_colors(stains)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
+        with appears_whole(self.path) as folder:
             create_multiscale(
-                Path(folder) / "image",
+                folder,
                 shape=shape,
                 pixel_size=pixel_size,
                 translation=translation,
@@ -78,12 +77,11 @@ class OutputWriter:
                 attributes={"teramind": _as_json(about)},
             )
             _remove_output(self.path)
-            (Path(folder) / "image").rename(self.path)
         self.voxels = MultiscaleWriter(self.path)
 
     @classmethod
     def resume(cls, path: str | Path, pending: Pending) -> Self:
-        """Go on with an unfinished output from a moment at which `flush` and then `pending` were called.
+        """Go on with an unfinished output from a moment at which `pending` was called.
 
         Raises:
             InputError: if the folder is not an unfinished output, or the state is of another one.
@@ -108,7 +106,7 @@ class OutputWriter:
         self.voxels.flush()
 
     def pending(self) -> Pending:
-        """Return the state of the unfinished shards; see `MultiscaleWriter.pending`."""
+        """Flush, and return the state of the unfinished shards; see `MultiscaleWriter.pending`."""
         return self.voxels.pending()
 
     def close(self) -> None:

@@ -19,7 +19,17 @@ import pytest
 import zarr
 
 from teramind.errors import InputError
-from teramind.ngff import Channel, MultiscaleWriter, Pending, PendingShard, create_multiscale, open_levels
+from teramind.ngff import (
+    Channel,
+    MultiscaleWriter,
+    Pending,
+    PendingShard,
+    create_multiscale,
+    image_channels,
+    image_pixel_size,
+    image_translation,
+    open_levels,
+)
 from teramind.ngff.assembly import Coverage, mean_bin
 
 CHANNELS = [Channel("DAPI", "0000FF", 0, 255, 3, 200), Channel("PolyT", "00ff00")]
@@ -190,6 +200,7 @@ def test_every_shard_is_written_once(tmp_path, monkeypatch):
         == len(set(written))
         == len(list(tmp_path.rglob("c/**/*"))) - len([path for path in tmp_path.rglob("c/**/*") if path.is_dir()])
     )
+    assert writer.stored_bytes == sum(path.stat().st_size for path in written)
     assert writer.written_bytes == sum(level.size for level in open_levels(zarr.open_group(tmp_path / "a.zarr")))
 
 
@@ -289,7 +300,6 @@ def interrupted(folder):
     pixels = random_pixels((2, 2, 301, 217))
     writer = MultiscaleWriter(make_image(Path(folder) / "killed.zarr"))
     put_tiles(writer, pixels, TILES[:70])
-    writer.flush()
     save(Path(folder) / "pending.npz", writer.pending())
     put_tiles(writer, pixels, TILES[70:110])
     os.kill(os.getpid(), signal.SIGKILL)
@@ -380,6 +390,21 @@ def test_wrong_channels_and_places_are_refused(tmp_path):
         MultiscaleWriter(make_image(zarr.create_group(zarr.storage.MemoryStore())))
     with pytest.raises(InputError, match="no multiscales"):
         MultiscaleWriter(zarr.create_group(tmp_path / "c.zarr"))
+    del zarr.open_group(tmp_path / "a.zarr")["1"]
+    with pytest.raises(InputError, match="level '1', but there is no such array"):
+        MultiscaleWriter(tmp_path / "a.zarr")
+
+
+def test_what_an_image_says_is_read_back(tmp_path):
+    for version in ("0.5", "0.4"):
+        group = make_image(tmp_path / version, version=version)
+        assert image_channels(group) == [CHANNELS[0], Channel("PolyT", "00FF00")]
+        assert image_pixel_size(group) == PIXEL_SIZE
+        assert image_translation(group) == TRANSLATION
+    group.update_attributes({"omero": {"channels": [{"color": "00FF00"}, {"label": "b", "window": {"end": 9}}]}})
+    assert image_channels(group) == [Channel("channel 0", "00FF00"), Channel("b", window_end=9)]
+    group.update_attributes({"omero": {}})
+    assert image_channels(group) == [Channel("channel 0"), Channel("channel 1")]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (131, 263), (128, 4), (300, 129)])

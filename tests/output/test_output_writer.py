@@ -85,7 +85,6 @@ def test_unfinished_output_resumes_and_a_finished_one_does_not(tmp_path, finishe
     path = tmp_path / "a.ome.zarr"
     writer = OutputWriter(path, **DESCRIPTION)
     writer.write_block(0, 0, 0, pixels()[:, :, :500])
-    writer.flush()
     pending = writer.pending()
     writer.abort()
     with OutputWriter.resume(path, pending) as writer:
