@@ -6,7 +6,6 @@ whole patches; beyond it the image is -1 and there are no genes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,43 +13,34 @@ from typing import Literal
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
 from teramind.model.config import ModelConfig
+from teramind.ranges import parse_ranges
 
 Border = Literal["exact", "constant"]
 BORDERS = ("exact", "constant")
 
 
-def parse_roi(text: str) -> Rectangle:
-    """``y0:y1,x0:x1`` in level-0 atlas px, half open."""
-    match = re.fullmatch(r"\s*(\d+):(\d+)\s*,\s*(\d+):(\d+)\s*", text)
-    if not match:
-        raise InputError(
-            f"the region {text!r} is not of the form y0:y1,x0:x1 in atlas px, e.g. 38400:46592,38400:46592"
-        )
-    y0, y1, x0, x1 = map(int, match.groups())
-    if y0 >= y1 or x0 >= x1:
-        raise InputError(f"the region {text!r} is empty; ends are exclusive and have to exceed the starts")
+def as_rectangle(roi: str | Sequence[int], height: int, width: int) -> Rectangle:
+    """A region of an atlas: ``y0:y1,x0:x1`` in level-0 px, half open, or these four numbers."""
+    if not isinstance(roi, str):
+        if len(roi) != 4:
+            raise InputError(f"the region {tuple(roi)} has {len(roi)} numbers; it takes y0, y1, x0, x1")
+        roi = describe(Rectangle(*map(int, roi)))
+    [(y0, y1), (x0, x1)] = parse_ranges(roi, {"y": height, "x": width})
     return Rectangle(y0, y1, x0, x1)
 
 
-def as_rectangle(roi: str | Sequence[int]) -> Rectangle:
-    """A region given as text or as y0, y1, x0, x1."""
-    if isinstance(roi, str):
-        return parse_roi(roi)
-    if len(roi) != 4:
-        raise InputError(f"the region {tuple(roi)} has {len(roi)} numbers; it takes y0, y1, x0, x1")
-    return Rectangle(*map(int, roi))
-
-
-def parse_slices(text: str) -> tuple[int, int]:
-    """``a:b``, slices of the atlas, half open."""
-    match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise InputError(f"the slices {text!r} are not of the form first:end with first < end, e.g. 0:2")
-    return int(match[1]), int(match[2])
+def as_slices(slices: str | Sequence[int], count: int) -> tuple[int, int]:
+    """Slices of an atlas: ``a:b``, half open, or these two numbers."""
+    if not isinstance(slices, str):
+        if len(slices) != 2:
+            raise InputError(f"the slices {tuple(slices)} are {len(slices)} numbers; they take first and end")
+        slices = f"{slices[0]}:{slices[1]}"
+    [(first, end)] = parse_ranges(slices, {"z": count})
+    return first, end
 
 
 def describe(rectangle: Rectangle) -> str:
-    """The form that ``parse_roi`` reads."""
+    """As text, in the form that ``as_rectangle`` reads."""
     return f"{rectangle.y0}:{rectangle.y1},{rectangle.x0}:{rectangle.x1}"
 
 
@@ -126,8 +116,6 @@ def windows(config: ModelConfig, slices: int, wanted: tuple[int, int] | None) ->
     """The windows that touch the wanted slices, and the slices that come out; windows are anchored at slice 0."""
     first, end = producible(config, slices)
     if wanted:
-        if wanted[1] > slices:
-            raise InputError(f"slices {wanted[0]}:{wanted[1]} were asked for; the atlas has {slices}")
         start, stop = max(first, wanted[0]), min(end, wanted[1])
         if start >= stop:
             raise InputError(

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from teramind.atlas.panel import read_genes
 from teramind.atlas.store import Atlas
 from teramind.diffusion.noise import NOISE_LAYOUT, noise_field
 from teramind.diffusion.upstream_noise import tile_noise_field
 from teramind.engine.denoise import Denoiser, NetworkDenoiser, resolve_dtype
-from teramind.engine.frame import Border, Frame, as_rectangle, describe, parse_slices, windows
+from teramind.engine.frame import Border, Frame, as_rectangle, as_slices, describe, windows
 from teramind.engine.inputs import GeneReader, Noise, StateReader
 from teramind.engine.lock import OutputLock
-from teramind.engine.panel import Missing, Panel, match_genes, read_gene_names
+from teramind.engine.panel import Missing, Panel, match_genes
 from teramind.engine.plan import Rectangle, TilePlan
 from teramind.engine.report import RunReport, write_report
 from teramind.engine.run import Run, UnitReader
@@ -88,10 +89,11 @@ class Job:
         self._check_pixel_size()
         self.stains = self._stain_names()
         _, height, width = self.atlas.shape
-        roi = None if options.roi is None else as_rectangle(options.roi)
+        roi = None if options.roi is None else as_rectangle(options.roi, height, width)
         self.frame = Frame.of(height, width, self.config.patch_size, roi, options.border)
-        wanted = parse_slices(options.slices) if isinstance(options.slices, str) else options.slices
-        self.windows, self.slices = windows(self.config, self.atlas.shape[0], wanted)
+        depth = self.atlas.shape[0]
+        wanted = None if options.slices is None else as_slices(options.slices, depth)
+        self.windows, self.slices = windows(self.config, depth, wanted)
         self.noise = self._noise()
         self.denoisers = self._denoisers()
         self._announce(roi)
@@ -101,7 +103,7 @@ class Job:
     def _match_genes(self) -> Panel:
         names: Any = self.options.genes if self.options.genes is not None else self.meta.get("genes")
         if isinstance(names, str | os.PathLike):
-            names = read_gene_names(os.fspath(names))
+            names = read_genes(names)
         return match_genes(names, self.config.genes, self.atlas.genes, self.options.missing_genes)
 
     def _check_pixel_size(self) -> None:

@@ -77,18 +77,3 @@ def match_genes(network: Sequence[str] | None, size: int, atlas: Sequence[str], 
     if unused:
         logger.info("%d genes of the atlas are not used by the network: %s", len(unused), ", ".join(unused))
     return Panel(names, np.array([column.get(name, -1) for name in names]), absent, unused)
-
-
-def read_gene_names(path: str) -> list[str]:
-    """One name a line; blank lines are passed over, and a leading index column (as in a table) is an error."""
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a name given by the user, read once
-            names = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the gene list {path} cannot be read ({error})") from None
-    spaced = next((name for name in names if "\t" in name or "," in name), None)
-    if spaced:
-        raise InputError(f"the gene list {path} has one name a line; {spaced!r} is more than a name")
-    if not names:
-        raise InputError(f"the gene list {path} is empty")
-    return names

@@ -1,0 +1,121 @@
+"""Fit a small network briefly to one small atlas, so that the whole way from folder to picture can be shown.
+
+    python bench/fit_sample.py ATLAS.zarr OUT.safetensors --minutes 20
+
+The network learns the very tissue it will be asked for: what comes out shows that the machinery works, not that
+anything was learned about other tissue. Timesteps are drawn in proportion to min(1/abar, 20) instead of uniformly,
+which is the same as weighting the loss so: a short fit spends its time where the genes matter, at high noise.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from teramind import Atlas, ModelConfig, TeraMind, save_checkpoint, training_loss
+from teramind.diffusion.schedule import TRAINING_STEPS, alphas_cumprod
+from teramind.model.config import BIN_SIZE
+
+AVERAGING = 0.995  # of the weights that are saved, over the last few hundred steps
+
+
+def main() -> None:
+    arguments = parse()
+    torch.manual_seed(arguments.seed)
+    generator = np.random.default_rng(arguments.seed)
+    atlas = Atlas.open(arguments.atlas)
+    config = ModelConfig(
+        patch_size=arguments.patch_size,
+        genes=len(atlas.genes),
+        gene_slices=arguments.gene_slices,
+        stains=len(atlas.stains),
+        base_channels=arguments.base_channels,
+        channel_mult=tuple(arguments.channel_mult),
+        res_blocks=1,
+        embed_channels=64,
+        dropout=0.0,
+    )
+    net = TeraMind(config).train()
+    weights = [parameter.detach().clone() for parameter in net.parameters()]
+    optimizer = torch.optim.Adam(net.parameters(), lr=arguments.lr, betas=(0.9, 0.99))
+    odds = np.minimum(1 / alphas_cumprod(), 20)
+    odds /= odds.sum()
+    print(f"{sum(p.numel() for p in net.parameters()):,} weights, atlas {atlas.shape}, {len(atlas.genes)} genes")
+    start, step, losses = time.perf_counter(), 0, []
+    while (elapsed := time.perf_counter() - start) < arguments.minutes * 60:
+        progress = elapsed / (arguments.minutes * 60)
+        for group in optimizer.param_groups:  # a linear start, then a cosine to zero
+            group["lr"] = arguments.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+        image, genes = crops(atlas, config, arguments.batch, generator)
+        t = torch.from_numpy(generator.choice(TRAINING_STEPS, size=arguments.batch, p=odds))
+        side = image.shape[-1] + config.patch_size
+        noise = torch.randn(*image.shape[:3], side, side)
+        window = tuple(int(part) for part in generator.integers(0, image.shape[-1] // config.patch_size, 2))
+        loss = training_loss(net, image, genes, t, noise, window)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(AVERAGING, step / (step + 10))
+        for average, parameter in zip(weights, net.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
+        losses.append(loss.item())
+        if step % 100 == 0:
+            print(f"{elapsed / 60:6.1f} min  step {step:6d}  loss {np.mean(losses[-100:]):.4f}", flush=True)
+    with torch.no_grad():
+        for average, parameter in zip(weights, net.parameters(), strict=True):
+            parameter.copy_(average)
+    save_checkpoint(
+        arguments.output,
+        net.half() if arguments.half else net,
+        genes=atlas.genes,
+        stains=atlas.stains,
+        pixel_size=atlas.pixel_size,
+        scaling=atlas.scaling,
+        fitted={"steps": step, "batch": arguments.batch, "minutes": arguments.minutes, "seed": arguments.seed},
+    )
+
+
+def crops(
+    atlas: Atlas, config: ModelConfig, batch: int, generator: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random crops of 4P x 4P px on the bin grid, in random windows, with random quarter turns and flips."""
+    side, depth = 4 * config.patch_size, config.slices
+    slices, height, width = atlas.shape
+    images, counts = [], []
+    for _ in range(batch):
+        z = int(generator.integers(0, -(-slices // depth))) * depth
+        y, x = (int(generator.integers(0, max(1, (size - side) // BIN_SIZE + 1))) * BIN_SIZE for size in (height, width))
+        image = atlas.image_window(z, z + depth, y, y + side, x, x + side).astype(np.float32) / 127.5 - 1
+        reach = config.z_kernel // 2
+        start = z - reach
+        genes = atlas.gene_window(start, start + config.gene_slices, y, y + side, x, x + side).astype(np.float32)
+        turns, flip = int(generator.integers(0, 4)), int(generator.integers(0, 2))
+        for values, kept in ((image, images), (genes, counts)):
+            turned = np.rot90(values, turns, axes=(2, 3))
+            kept.append(np.flip(turned, axis=3) if flip else turned)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(counts))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("atlas", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patch-size", type=int, default=64)
+    parser.add_argument("--gene-slices", type=int, default=4)
+    parser.add_argument("--base-channels", type=int, default=8)
+    parser.add_argument("--channel-mult", type=int, nargs=4, default=(1, 2, 4, 4))
+    parser.add_argument("--half", action="store_true", help="store the weights in float16")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
