@@ -40,7 +40,7 @@ class Plan:
     """What an atlas shall be; the options that all readers share.
 
     Attributes:
-        stains: in the order of the channels.
+        stains: in the order of the channels; none for an atlas without images.
         slice_z: um, one a slice over all sections, increasing.
         affines: one a section; see ``plan_frame``.
         pixel_size: um; None for that of the first section's images.
@@ -109,10 +109,11 @@ def build_atlas(
     report = IngestReport([name for section in sections for name in section.slice_names])
     with _full_disk_named(output), TranscriptSpool(slices, frame.shape, output.absolute().parent) as spool:
         names = _spool_transcripts(sections, frame, spool, report)
+        _check_inside(sections, report)
         seen = {section.name: found for section, found in zip(sections, names.seen, strict=True)}
         panel = choose_genes(seen, plan.genes)
         columns = _columns(panel, names.index, spool, report)
-        _check_kept(sections, report)
+        report.note_empty_slices()
         ranges |= _measured_scales([stain for stain in plan.stains if stain not in ranges], sections, plan.percentiles)
         with AtlasWriter(
             output,
@@ -121,7 +122,7 @@ def build_atlas(
             slice_z=plan.slice_z,
             shape=frame.shape,
             pixel_size=frame.pixel_size,
-            scaling={stain: (ranges[stain].low, ranges[stain].high) for stain in plan.stains},
+            scaling={stain: (ranges[stain].low, ranges[stain].high) for stain in plan.stains} or None,
             provenance=_provenance(provenance, sections, frame, report),
             overwrite=plan.overwrite,
         ) as writer:
@@ -217,22 +218,18 @@ def _columns(
     return columns
 
 
-def _check_kept(sections: Sequence[Section], report: IngestReport) -> None:
-    """Refuse a section none of whose transcripts lie inside; say which single planes are empty."""
+def _check_inside(sections: Sequence[Section], report: IngestReport) -> None:
+    """Refuse a section none of whose transcripts lie inside."""
     first = 0
     for section in sections:
-        kept = report.kept[first : first + len(section.images)]
-        if not kept.any():
-            outside = int(report.dropped[OUTSIDE][first : first + len(kept)].sum())
+        here = slice(first, first + len(section.images))
+        if not report.kept[here].any():
             raise InputError(
-                f"no transcript of {section.name} lies inside the image ({outside:,} outside, of "
-                f"{int(report.read[first : first + len(kept)].sum()):,} read); check the transform, "
+                f"no transcript of {section.name} lies inside the image ({int(report.dropped[OUTSIDE][here].sum()):,} "
+                f"outside, of {int(report.read[here].sum()):,} read); check the transform, "
                 "the affine (microns to microns) and the extent"
             )
-        empty = [name for name, rows in zip(section.slice_names, kept, strict=True) if rows == 0]
-        if empty:
-            report.notes.append(f"no transcripts were kept in {shortened(empty)}")
-        first += len(kept)
+        first = here.stop
 
 
 def _read_label_map(plan: Plan, frame: Frame, slices: int) -> tuple[npt.NDArray[Any], dict[int, str]] | None:
@@ -270,7 +267,7 @@ def _write_counts(
 ) -> None:
     with tqdm(total=slices * spool.strips, desc="counts", unit="strip", disable=None) as bar:
         for index in range(slices):
-            for counts in spool.strips_of(index, columns, genes):
+            for counts in read_ahead(spool.strips_of(index, columns, genes)):
                 writer.append_counts(index, counts)
                 bar.update()
 

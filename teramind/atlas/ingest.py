@@ -71,7 +71,11 @@ def _add_xenium(parser: argparse.ArgumentParser) -> None:
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="ATLAS.zarr", help="the store to write")
     parser.add_argument(
-        "--stains", nargs="+", required=True, metavar="STAIN", help="stains to read, in the order of the image channels"
+        "--stains",
+        nargs="*",
+        required=True,
+        metavar="STAIN",
+        help="stains to read, in the order of the image channels; none for an atlas without images (then --extent)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an atlas of that name")
 
