@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -83,9 +82,8 @@ class StagedFolder:
         shutil.rmtree(aside, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove what was written so far; nothing appears under the name."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.partial)
+        """Remove what was written so far; nothing appears under the name. Does nothing once that is published."""
+        shutil.rmtree(self.partial, ignore_errors=True)  # an error here would hide the one that led here
 
 
 def _is_alive(process: int) -> bool:

@@ -94,8 +94,8 @@ class AtlasWriter:
             self._entries = EntryWriter(self._root)
             if scaling is not None:
                 self._images = ImageWriter(self._root, self._metadata)
-        except BaseException:
-            self._discard()
+        except BaseException as error:
+            self._discard(error)
             raise
 
     @property
@@ -202,8 +202,10 @@ class AtlasWriter:
                 self._images.finish()
             self._root.update_attributes(self._final_metadata().to_attributes())
             self._folder.publish()
-        finally:
-            self._discard()
+        except BaseException as error:
+            self._discard(error)
+            raise
+        self._discard()
 
     def _final_metadata(self) -> Metadata:
         content = {"counts": f"{self._checksum:08x}"}
@@ -256,9 +258,11 @@ class AtlasWriter:
             dimension_names=("z", "y", "x"),
         )
 
-    def _discard(self) -> None:
+    def _discard(self, error: BaseException | None = None) -> None:
         """Let go of everything; what has its name by now stays."""
         self._open = False
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(self.path)  # a full disk, said by zarr without a file's name
         if self._images is not None:
             self._images.abort()
         self._folder.discard()
@@ -272,4 +276,4 @@ class AtlasWriter:
         if kind is None:
             self.finish()
         else:
-            self._discard()
+            self._discard(error)
