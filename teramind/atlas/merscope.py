@@ -106,7 +106,7 @@ def read_merscope(
         raise InputError("without stains the extent of the atlas is not known; give --stains or --extent")
     pattern = name_pattern(controls)
     sections = [_open_folder(Path(folder), stains, z_planes, image_z, pattern) for folder in folders]
-    step = PLANE_STEP_UM if z_step_um is None and z_planes else z_step_um
+    step = PLANE_STEP_UM if z_planes and z_step_um is None and slice_table is None else z_step_um
     plan = Plan(
         stains=stains,
         slice_z=slice_positions(sum(len(section.images) for section in sections), step, slice_table),
@@ -154,6 +154,9 @@ def _open_folder(
     table.require("global_x", "global_y", "gene", *(["global_z"] if z_planes else []))
     mosaics = _find_mosaics(folder, stains) if stains else {0: {}}
     planes = sorted(mosaics) if z_planes else [_chosen_plane(folder, mosaics, image_z)]
+    notes = []
+    if stains and not z_planes:
+        notes.append(f"{folder}: images of plane {planes[0]} of {len(mosaics)}, transcripts of all planes")
     return Section(
         name=str(folder),
         table=table,
@@ -162,6 +165,7 @@ def _open_folder(
         microns_to_image=read_affine(folder / "images" / TRANSFORM_FILE),
         images=[{stain: TiffPlane(path) for stain, path in mosaics[plane].items()} for plane in planes],
         slice_names=[f"{folder.name} z{plane}" for plane in planes] if z_planes else [folder.name],
+        notes=notes,
     )
 
 

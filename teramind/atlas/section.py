@@ -47,6 +47,7 @@ class Section:
         microns_to_image: from the section's microns to px of its images.
         images: for each slice of the section, stain -> image; empty where no images are read.
         slice_names: for each slice of the section, its name in reports.
+        notes: what its reader chose where the user did not, a sentence each.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Section:
     microns_to_image: Affine
     images: Sequence[Mapping[str, TiffPlane]]
     slice_names: Sequence[str]
+    notes: Sequence[str] = ()
 
     @property
     def image_shape(self) -> tuple[int, int]:

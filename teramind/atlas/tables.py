@@ -168,7 +168,7 @@ def _csv_segments(path: Path) -> Iterator[tuple[int, int]]:
 
 def _csv_header(path: Path) -> list[str]:
     opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         return next(csv.reader(file), [])
 
 

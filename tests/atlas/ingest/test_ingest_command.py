@@ -52,13 +52,15 @@ def test_the_command_writes_the_atlas_and_prints_the_report(tmp_path, region, ca
     assert main([*words, "--scale", "DAPI=10:900", "PolyT=0:4000"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""  # no progress bar where nobody looks
-    header, row = printed.out.splitlines()
+    header, row, *notes = printed.out.splitlines()
     assert header.split("  ")[0] == "slice"
     read, kept, outside = (int(word.replace(",", "")) for word in row.split()[1:])
     atlas = Atlas.open(output)
     assert (read, kept + outside) == (3001, 3001)
     assert sum(atlas.metadata.slice_transcripts) == kept
     assert atlas.metadata.scaling == {"DAPI": (10, 900), "PolyT": (0, 4000)}
+    assert "DAPI: raw 10 to 900 as 0 to 255" in notes
+    assert any("plane 0 of 1" in note for note in notes)
 
 
 def test_extents_are_microns_and_may_be_negative(tmp_path, region):

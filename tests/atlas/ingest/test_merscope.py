@@ -130,6 +130,25 @@ def test_planes_become_slices_with_their_own_transcripts_and_images(tmp_path, fo
             np.testing.assert_allclose(picture(atlas, index)[stain], expected, atol=1)
 
 
+def test_planes_may_lie_where_a_table_says(tmp_path, one):
+    table = tmp_path / "planes.csv"
+    table.write_text("z_um\n0\n1.2\n2.9\n")
+    read_merscope([one[0]], tmp_path / "a.zarr", stains=["DAPI"], z_planes=True, slice_table=table)
+    assert Atlas.open(tmp_path / "a.zarr").slice_z == [0, 1.2, 2.9]
+
+
+def test_mosaics_of_different_sizes_are_black_beyond_their_edges_and_said(tmp_path, folders):
+    images = mosaics(planes=(0,))
+    images["PolyT", 0] = images["PolyT", 0][:-30, :-11]
+    folder = folders.merscope(tmp_path / "region_0", some_points(folders), images, TRANSFORM)
+    report = read_merscope([folder], tmp_path / "a.zarr", stains=["DAPI", "PolyT"])
+    atlas = Atlas.open(tmp_path / "a.zarr")
+    assert atlas.shape == (1, HEIGHT, WIDTH)
+    assert not picture(atlas, 0)[1, -30:].any()
+    assert picture(atlas, 0)[0, -30:].any()
+    assert any("271 x 192 and 301 x 203" in note for note in report.notes)
+
+
 def test_a_plane_that_is_no_whole_number_is_no_plane(tmp_path, folders):
     points = some_points(folders)
     microns = type(points)(points.x, points.y, np.where(points.plane == 1, 1.5, points.plane), points.gene)
