@@ -40,7 +40,7 @@ class Plan:
     """What an atlas shall be; the options that all readers share.
 
     Attributes:
-        stains: in the order of the channels.
+        stains: in the order of the channels; none for an atlas without images.
         slice_z: um, one a slice over all sections, increasing.
         affines: one a section; see ``plan_frame``.
         pixel_size: um; None for that of the first section's images.
@@ -103,17 +103,21 @@ def build_atlas(
     if len(plan.slice_z) != slices:
         raise InputError(f"{len(plan.slice_z)} positions in z were given for {slices} slices; give one a slice")
     frame = plan_frame(sections, plan.affines, plan.pixel_size, plan.extent)
-    ranges = {stain: IntensityScale(*given) for stain, given in (plan.scale or {}).items()}
+    given = {stain: IntensityScale(*limits) for stain, limits in (plan.scale or {}).items()}
     label_map = _read_label_map(plan, frame, slices)
 
     report = IngestReport([name for section in sections for name in section.slice_names])
+    report.notes += [note for section in sections for note in (*section.notes, *_shape_notes(section))]
     with _full_disk_named(output), TranscriptSpool(slices, frame.shape, output.absolute().parent) as spool:
-        names = _spool_transcripts(sections, frame, spool, report)
-        seen = {section.name: found for section, found in zip(sections, names.seen, strict=True)}
-        panel = choose_genes(seen, plan.genes)
-        columns = _columns(panel, names.index, spool, report)
-        _check_kept(sections, report)
-        ranges |= _measured_scales([stain for stain in plan.stains if stain not in ranges], sections, plan.percentiles)
+        panel, columns = _read_transcripts(sections, frame, spool, plan.genes, report)
+        unknown = [stain for stain in plan.stains if stain not in given]
+        scales = given | _measured_scales(unknown, sections, plan.percentiles)
+        ranges = {stain: (scales[stain].low, scales[stain].high) for stain in plan.stains}
+        height, width = frame.shape
+        report.notes.append(
+            f"atlas: {slices} slices of {height} x {width} px of {frame.pixel_size:.6g} um, {len(panel)} genes"
+        )
+        report.notes += [f"{stain}: raw {low:g} to {high:g} as 0 to 255" for stain, (low, high) in ranges.items()]
         with AtlasWriter(
             output,
             genes=panel,
@@ -121,12 +125,12 @@ def build_atlas(
             slice_z=plan.slice_z,
             shape=frame.shape,
             pixel_size=frame.pixel_size,
-            scaling={stain: (ranges[stain].low, ranges[stain].high) for stain in plan.stains},
+            scaling=ranges or None,
             provenance=_provenance(provenance, sections, frame, report),
             overwrite=plan.overwrite,
         ) as writer:
             _write_counts(writer, spool, columns, len(panel), slices)
-            _write_images(writer, sections, frame, [(stain, ranges[stain]) for stain in plan.stains])
+            _write_images(writer, sections, frame, [(stain, scales[stain]) for stain in plan.stains])
             if label_map is not None:
                 labels, label_names = label_map
                 for index, plane in enumerate(labels):
@@ -163,6 +167,22 @@ class _GeneNames:
             self.index[name] = self._genes if is_gene else CONTROL_CODE
             self._genes += is_gene
         return self.index[name]
+
+
+def _read_transcripts(
+    sections: Sequence[Section],
+    frame: Frame,
+    spool: TranscriptSpool,
+    genes: str | Path | None,
+    report: IngestReport,
+) -> tuple[list[str], npt.NDArray[np.intp]]:
+    """Spool all transcripts; return the genes of the atlas and the column of every gene index."""
+    names = _spool_transcripts(sections, frame, spool, report)
+    _check_inside(sections, report)
+    panel = choose_genes({section.name: seen for section, seen in zip(sections, names.seen, strict=True)}, genes)
+    columns = _columns(panel, names.index, spool, report)
+    report.note_empty_slices()
+    return panel, columns
 
 
 def _spool_transcripts(
@@ -217,22 +237,27 @@ def _columns(
     return columns
 
 
-def _check_kept(sections: Sequence[Section], report: IngestReport) -> None:
-    """Refuse a section none of whose transcripts lie inside; say which single planes are empty."""
+def _check_inside(sections: Sequence[Section], report: IngestReport) -> None:
+    """Refuse a section none of whose transcripts lie inside."""
     first = 0
     for section in sections:
-        kept = report.kept[first : first + len(section.images)]
-        if not kept.any():
-            outside = int(report.dropped[OUTSIDE][first : first + len(kept)].sum())
+        here = slice(first, first + len(section.images))
+        if not report.kept[here].any():
             raise InputError(
-                f"no transcript of {section.name} lies inside the image ({outside:,} outside, of "
-                f"{int(report.read[first : first + len(kept)].sum()):,} read); check the transform, "
+                f"no transcript of {section.name} lies inside the image ({int(report.dropped[OUTSIDE][here].sum()):,} "
+                f"outside, of {int(report.read[here].sum()):,} read); check the transform, "
                 "the affine (microns to microns) and the extent"
             )
-        empty = [name for name, rows in zip(section.slice_names, kept, strict=True) if rows == 0]
-        if empty:
-            report.notes.append(f"no transcripts were kept in {shortened(empty)}")
-        first += len(kept)
+        first = here.stop
+
+
+def _shape_notes(section: Section) -> list[str]:
+    """Say where the images of a section differ in size: the smaller ones are black beyond their edges."""
+    shapes = {plane.shape for images in section.images for plane in images.values()}
+    if len(shapes) < 2:
+        return []
+    words = " and ".join(f"{height} x {width}" for height, width in sorted(shapes))
+    return [f"{section.name} has images of {words} px; the smaller ones are black beyond their edges"]
 
 
 def _read_label_map(plan: Plan, frame: Frame, slices: int) -> tuple[npt.NDArray[Any], dict[int, str]] | None:
@@ -270,7 +295,7 @@ def _write_counts(
 ) -> None:
     with tqdm(total=slices * spool.strips, desc="counts", unit="strip", disable=None) as bar:
         for index in range(slices):
-            for counts in spool.strips_of(index, columns, genes):
+            for counts in read_ahead(spool.strips_of(index, columns, genes)):
                 writer.append_counts(index, counts)
                 bar.update()
 

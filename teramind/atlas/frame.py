@@ -62,7 +62,7 @@ def plan_frame(
         sections: in the order of the slices.
         affines: one a section, microns to atlas microns; None for no registration.
         pixel_size: um; None for that of the first section's images (their very grid, where there are no affines).
-        extent: what of the atlas plane is wanted; None for all that the images cover.
+        extent: what of the atlas plane is wanted; None for all that the images cover (if there are images).
 
     Raises:
         InputError: if the affines are not one a section, the pixel size is not positive, or the extent is empty.
@@ -83,10 +83,13 @@ def plan_frame(
         y0, y1, x0, x1 = _union(sections, maps)
     else:
         y0, y1, x0, x1 = (value / size for value in extent)
+    if not (y0 < y1 and x0 < x1):
+        raise InputError(
+            f"the extent {y0:g}:{y1:g},{x0:g}:{x1:g} px is empty; give --extent Y0:Y1,X0:X1 in microns, "
+            "Y0 < Y1 and X0 < X1"
+        )
     top, left = math.floor(y0 + EXTENT_TOLERANCE), math.floor(x0 + EXTENT_TOLERANCE)
     bottom, right = math.ceil(y1 - EXTENT_TOLERANCE), math.ceil(x1 - EXTENT_TOLERANCE)
-    if bottom <= top or right <= left:
-        raise InputError(f"the extent {y0:g}:{y1:g},{x0:g}:{x1:g} px is empty; give Y0:Y1,X0:X1 in microns, Y0 < Y1")
     to_corner = Affine.translation(-left, -top)
     return Frame((bottom - top, right - left), size, tuple(to_corner @ placed for placed in maps))
 

@@ -10,10 +10,16 @@ from teramind.atlas.frame import parse_extent
 from teramind.atlas.merscope import CONTROL_NAMES as MERSCOPE_CONTROLS
 from teramind.atlas.merscope import PERCENTILES, PLANE_STEP_UM, read_merscope
 from teramind.atlas.report import IngestReport
+from teramind.atlas.tiles import TileReport, read_tiles
+from teramind.atlas.tiles import add_arguments as add_tiles_arguments
 from teramind.atlas.xenium import CONTROL_NAMES as XENIUM_CONTROLS
 from teramind.atlas.xenium import MIN_QV, PIXEL_SIZE_UM, read_xenium
 
-READERS: dict[str, Callable[..., IngestReport]] = {"merscope": read_merscope, "xenium": read_xenium}
+READERS: dict[str, Callable[..., IngestReport | TileReport]] = {
+    "merscope": read_merscope,
+    "xenium": read_xenium,
+    "tiles": read_tiles,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="what to read")
     _add_merscope(kinds.add_parser("merscope", help="Vizgen MERSCOPE region folders"))
     _add_xenium(kinds.add_parser("xenium", help="10x Xenium output bundles"))
+    add_tiles_arguments(kinds.add_parser("tiles", help="the published Tera-MIND tile files"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -71,7 +78,11 @@ def _add_xenium(parser: argparse.ArgumentParser) -> None:
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="ATLAS.zarr", help="the store to write")
     parser.add_argument(
-        "--stains", nargs="+", required=True, metavar="STAIN", help="stains to read, in the order of the image channels"
+        "--stains",
+        nargs="*",
+        required=True,
+        metavar="STAIN",
+        help="stains to read, in the order of the image channels; none for an atlas without images (then --extent)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an atlas of that name")
 

@@ -75,7 +75,8 @@ def read_merscope(
     Args:
         folders: ``region_N`` folders.
         output: the store to write.
-        stains: names as in the mosaics' file names, in the order of the channels.
+        stains: names as in the mosaics' file names, in the order of the channels; none for no images (then ``extent``
+            is needed).
         z_planes: take the planes of one folder as slices.
         z_step_um: distance of the slices; needed for several folders unless there is a ``slice_table``.
         slice_table: CSV with the column ``z_um``, a row a slice, in order.
@@ -97,13 +98,15 @@ def read_merscope(
     Raises:
         InputError: if a file is missing, damaged or does not fit the others; nothing is left at ``output``.
     """
-    if not folders or not stains:
-        raise InputError("give at least one folder and the name of at least one stain")
-    if z_planes and len(folders) != 1:
-        raise InputError(f"{len(folders)} folders were given with z_planes; planes are the slices of a single folder")
+    if not folders:
+        raise InputError("no folder was given; give at least one MERSCOPE region folder")
+    if z_planes and (len(folders) != 1 or not stains):
+        raise InputError("planes are slices only where a single folder with images is read; give one and its stains")
+    if not stains and extent is None:
+        raise InputError("without stains the extent of the atlas is not known; give --stains or --extent")
     pattern = name_pattern(controls)
     sections = [_open_folder(Path(folder), stains, z_planes, image_z, pattern) for folder in folders]
-    step = PLANE_STEP_UM if z_step_um is None and z_planes else z_step_um
+    step = PLANE_STEP_UM if z_planes and z_step_um is None and slice_table is None else z_step_um
     plan = Plan(
         stains=stains,
         slice_z=slice_positions(sum(len(section.images) for section in sections), step, slice_table),
@@ -149,8 +152,11 @@ def _open_folder(
         raise InputError(f"there is no folder {folder}; give a MERSCOPE region folder")
     table = _find_table(folder)
     table.require("global_x", "global_y", "gene", *(["global_z"] if z_planes else []))
-    mosaics = _find_mosaics(folder, stains)
+    mosaics = _find_mosaics(folder, stains) if stains else {0: {}}
     planes = sorted(mosaics) if z_planes else [_chosen_plane(folder, mosaics, image_z)]
+    notes = []
+    if stains and not z_planes:
+        notes.append(f"{folder}: images of plane {planes[0]} of {len(mosaics)}, transcripts of all planes")
     return Section(
         name=str(folder),
         table=table,
@@ -159,6 +165,7 @@ def _open_folder(
         microns_to_image=read_affine(folder / "images" / TRANSFORM_FILE),
         images=[{stain: TiffPlane(path) for stain, path in mosaics[plane].items()} for plane in planes],
         slice_names=[f"{folder.name} z{plane}" for plane in planes] if z_planes else [folder.name],
+        notes=notes,
     )
 
 

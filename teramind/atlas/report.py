@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from teramind.atlas.panel import shortened
+
 LOW_QUALITY = "low quality"
 CONTROL = "control"
 UNNAMED = "without a gene"
@@ -77,6 +79,12 @@ class IngestReport:
             counts[slices] = np.count_nonzero(rows)
             return counts
         return np.bincount(slices[rows], minlength=len(self.slices))
+
+    def note_empty_slices(self) -> None:
+        """Say which slices hold no transcript."""
+        empty = [name for name, rows in zip(self.slices, self.kept, strict=True) if rows == 0]
+        if empty:
+            self.notes.append(f"no transcripts were kept in {shortened(empty)}")
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values, for metadata."""

@@ -45,8 +45,9 @@ class Section:
         blocks: streams the transcripts; takes a function that is told of the progress.
         control: names that are no genes.
         microns_to_image: from the section's microns to px of its images.
-        images: for each slice of the section, stain -> image.
+        images: for each slice of the section, stain -> image; empty where no images are read.
         slice_names: for each slice of the section, its name in reports.
+        notes: what its reader chose where the user did not, a sentence each.
     """
 
     name: str
@@ -56,9 +57,10 @@ class Section:
     microns_to_image: Affine
     images: Sequence[Mapping[str, TiffPlane]]
     slice_names: Sequence[str]
+    notes: Sequence[str] = ()
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """(H, W) that holds every image of the section."""
-        shapes = [plane.shape for planes in self.images for plane in planes.values()]
+        """(H, W) that holds every image of the section; (0, 0) if it has none."""
+        shapes = [plane.shape for planes in self.images for plane in planes.values()] or [(0, 0)]
         return max(height for height, _ in shapes), max(width for _, width in shapes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,11 @@ import pyarrow.parquet as pq
 
 from teramind.errors import InputError
 
-# Bytes of CSV parsed at once. 8 MiB is about 70,000 rows: large enough that the Python of a block costs nothing,
-# small enough that parser, block and its arrays stay in tens of MB and near the caches.
-CSV_BLOCK_BYTES = 8 << 20
+# Bytes of CSV that one thread parses at once. 4 MiB is about 35,000 rows: large enough that the Python of a block costs
+# nothing, small enough that its arrays stay near the caches.
+CSV_BLOCK_BYTES = 4 << 20
+# Bytes of CSV that all threads parse together.
+CSV_SEGMENT_BYTES = 64 << 20
 PARQUET_BATCH_ROWS = 1 << 17
 
 Item = TypeVar("Item")
@@ -88,19 +91,19 @@ class TranscriptTable:
     def _csv_batches(self, numbers: list[str], words: list[str], progress: Progress) -> Iterator[pa.RecordBatch]:
         types: dict[str, pa.DataType] = dict.fromkeys(numbers, pa.float64())
         types |= dict.fromkeys(words, pa.dictionary(pa.int32(), pa.string()))
+        convert = pa_csv.ConvertOptions(include_columns=[*numbers, *words], column_types=types)
         with pa.OSFile(str(self.path)) as file:
-            stream = pa.CompressedInputStream(file, "gzip") if self.path.suffix == ".gz" else file
-            reader = pa_csv.open_csv(
-                stream,
-                read_options=pa_csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
-                convert_options=pa_csv.ConvertOptions(include_columns=[*numbers, *words], column_types=types),
-            )
-            done = 0
-            for batch in reader:
-                yield batch
-                position = file.tell()
-                progress(position - done)
-                done = position
+            if self.path.suffix == ".gz":
+                read = pa_csv.ReadOptions(block_size=CSV_BLOCK_BYTES)
+                stream = pa_csv.open_csv(pa.CompressedInputStream(file, "gzip"), read, convert_options=convert)
+                yield from _with_position(stream, file.tell, progress)
+                return
+            # Segment by segment, pyarrow parses with all threads; its stream of the whole file parses with one.
+            read = pa_csv.ReadOptions(block_size=CSV_BLOCK_BYTES, column_names=self.columns)
+            for start, end in _csv_segments(self.path):
+                rows = pa_csv.read_csv(file.get_stream(start, end - start), read, convert_options=convert)
+                yield from rows.to_batches()
+                progress(end - start)
 
     def _parquet_batches(self, numbers: list[str], words: list[str], progress: Progress) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path, read_dictionary=words) as file:
@@ -139,9 +142,33 @@ def word_column(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.intp],
     return indices.to_numpy(zero_copy_only=False).astype(np.intp), words
 
 
+def _with_position(
+    stream: Iterable[pa.RecordBatch], position: Callable[[], int], progress: Progress
+) -> Iterator[pa.RecordBatch]:
+    """Pass on the batches, telling how far in the file they brought the reader."""
+    done = 0
+    for batch in stream:
+        yield batch
+        reached = position()
+        progress(reached - done)
+        done = reached
+
+
+def _csv_segments(path: Path) -> Iterator[tuple[int, int]]:
+    """Cut the rows of a CSV file into (start, end) in bytes, at ends of lines; no field may hold a line break."""
+    with path.open("rb") as file:
+        file.readline()
+        start, size = file.tell(), file.seek(0, os.SEEK_END)
+        while start < size:
+            file.seek(min(start + CSV_SEGMENT_BYTES, size))
+            file.readline()
+            yield start, file.tell()
+            start = file.tell()
+
+
 def _csv_header(path: Path) -> list[str]:
     opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         return next(csv.reader(file), [])
 
 

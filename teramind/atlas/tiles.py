@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ def read_tiles(
     genes: str | os.PathLike[str] | Sequence[str],
     images: str | os.PathLike[str] | None = None,
     pixel_size: float = PIXEL_SIZE_UM,
-    slice_z_step: float = SLICE_STEP_UM,
+    z_step_um: float = SLICE_STEP_UM,
     overwrite: bool = False,
 ) -> TileReport:
     """Read a folder of gene tiles, and optionally one of image tiles, into an atlas.
@@ -90,7 +89,7 @@ def read_tiles(
         genes: Names in the order of the tiles' gene axis, or a text file of them, one a line.
         images: The ``*.zip`` files of the same tiles: all slices of DAPI, then all of PolyT.
         pixel_size: um.
-        slice_z_step: Distance of the slices, um.
+        z_step_um: Distance of the slices, um.
         overwrite: Replace an atlas of that name.
 
     Raises:
@@ -112,7 +111,7 @@ def read_tiles(
         output,
         genes=names,
         stains=STAINS if image_tiles else (),
-        slice_z=[index * slice_z_step for index in range(slices)],
+        slice_z=[index * z_step_um for index in range(slices)],
         shape=(rows * TILE, columns * TILE),
         pixel_size=pixel_size,
         scaling=dict.fromkeys(STAINS, (0.0, 255.0)) if image_tiles else None,
@@ -148,21 +147,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--z-step-um",
-        dest="slice_z_step",
         type=float,
         default=SLICE_STEP_UM,
         metavar="UM",
         help="distance of the slices (default: %(default)g)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an atlas of that name")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Read the tiles and say what was in them."""
-    names = ("genes", "images", "pixel_size", "slice_z_step", "overwrite")
-    report = read_tiles(arguments.folder, arguments.output, **{name: getattr(arguments, name) for name in names})
-    sys.stdout.write(report.as_text())
-    return 0
 
 
 def _missing(tiles: Tiles) -> int:

@@ -115,13 +115,8 @@ class TranscriptSpool:
             x, y, gene = x[kept], y[kept], gene[kept]
             slice_index = slice_index if isinstance(slice_index, int) else slice_index[kept]
         self._count(slice_index, gene)
-        record = np.empty(len(gene), dtype=RECORD)
-        record["gene"] = gene
-        # Inside, coordinates are not negative, so that the assignment's cast to integers is a floor.
-        record["column"] = x * (1 / BIN_SIZE)
-        record["row"] = y * (1 / BIN_SIZE)
-        record["row"] += np.asarray(slice_index * (self.strips * STRIP_BINS), dtype=np.uint32)
-        self._hold(record)
+        first_row = np.broadcast_to(np.asarray(slice_index * (self.strips * STRIP_BINS), dtype=np.uint32), gene.shape)
+        self._hold(gene, x * (1 / BIN_SIZE), y * (1 / BIN_SIZE), first_row)
         return kept
 
     def strips_of(self, slice_index: int, columns: npt.NDArray[np.intp], genes: int) -> Iterator[csr_array]:
@@ -165,12 +160,25 @@ class TranscriptSpool:
             counts = np.bincount(slice_index * genes + gene, minlength=self._slices * genes)
             self.gene_counts += counts.reshape(self._slices, genes)
 
-    def _hold(self, record: Records) -> None:
-        while len(record):
-            taken = record[: len(self._buffer) - self._held]
-            self._buffer[self._held : self._held + len(taken)] = taken
-            self._held += len(taken)
-            record = record[len(taken) :]
+    def _hold(
+        self,
+        gene: npt.NDArray[np.intp],
+        column: npt.NDArray[np.floating[Any]],
+        row: npt.NDArray[np.floating[Any]],
+        first_row: npt.NDArray[np.uint32],
+    ) -> None:
+        """Put records into the buffer, and the buffer to disk whenever it is full."""
+        done = 0
+        while done < len(gene):
+            target = self._buffer[self._held : self._held + len(gene) - done]
+            part = slice(done, done + len(target))
+            target["gene"] = gene[part]
+            # Inside, bins are not negative, so that the assignment's cast to integers is a floor.
+            target["column"] = column[part]
+            target["row"] = row[part]
+            target["row"] += first_row[part]
+            self._held += len(target)
+            done += len(target)
             if self._held == len(self._buffer):
                 self._end_run(self._buffer, in_memory=False)
                 self._held = 0
@@ -197,6 +205,8 @@ class TranscriptSpool:
                 parts.append(run.records[first:last])
             elif self._scratch is not None and last > first:
                 parts.append(_read_records(self._scratch.fileno(), run.offset + RECORD.itemsize * first, last - first))
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, dtype=RECORD)
 
 

@@ -78,7 +78,8 @@ def read_xenium(
     Args:
         bundles: output folders.
         output: the store to write.
-        stains: names as in the images' OME-XML (``DAPI`` for the images of old bundles), in the order of the channels.
+        stains: names as in the images' OME-XML (``DAPI`` for the images of old bundles), in the order of the channels;
+            none for no images (then ``extent`` is needed).
         z_step_um: distance of the slices; needed for several bundles unless there is a ``slice_table``.
         slice_table: CSV with the column ``z_um``, a row a slice, in order.
         affines: text files of a 3x3 or 4x4 matrix, microns to atlas microns, one a bundle in their order.
@@ -99,8 +100,10 @@ def read_xenium(
     Raises:
         InputError: if a file is missing, damaged or does not fit the others; nothing is left at ``output``.
     """
-    if not bundles or not stains:
-        raise InputError("give at least one bundle and the name of at least one stain")
+    if not bundles:
+        raise InputError("no bundle was given; give at least one Xenium output folder")
+    if not stains and extent is None:
+        raise InputError("without stains the extent of the atlas is not known; give --stains or --extent")
     pattern = name_pattern(controls)
     sections = [_open_bundle(Path(bundle), stains, min_qv, pattern) for bundle in bundles]
     plan = Plan(
@@ -125,7 +128,7 @@ def _open_bundle(bundle: Path, stains: Sequence[str], min_qv: float, controls: r
         raise InputError(f"there is no folder {bundle}; give a Xenium output bundle")
     table = TranscriptTable(bundle / "transcripts.parquet")
     table.require("x_location", "y_location", "feature_name", "qv")
-    found = _find_images(bundle)
+    found = _find_images(bundle) if stains else {}
     missing = [stain for stain in stains if stain not in found]
     if missing:
         raise InputError(f"{bundle} has no image of the stain {missing[0]}; it has {', '.join(found) or 'none'}")

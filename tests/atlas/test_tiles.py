@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from zarr.storage import ZipStore
 
 import teramind.atlas.tiles as tiles_module
 from teramind.atlas.store import Atlas
-from teramind.atlas.tiles import add_arguments, read_tiles, run
+from teramind.atlas.tiles import read_tiles
+from teramind.cli import main
 from teramind.errors import InputError
 
 GENES = ["Slc17a7", "Th", "Aqp4"]
@@ -90,7 +90,7 @@ def whole(atlas: Atlas) -> np.ndarray:
 
 
 def test_tiles_become_an_atlas(folder, output, counts):
-    report = read_tiles(folder, output, genes=GENES, slice_z_step=150)
+    report = read_tiles(folder, output, genes=GENES, z_step_um=150)
     atlas = Atlas.open(output)
     assert atlas.genes == GENES
     assert atlas.shape == (SLICES, ROWS * 256, COLUMNS * 256)
@@ -292,10 +292,9 @@ def test_folders_without_tiles_are_refused(tmp_path, folder, output):
 
 def test_the_command_is_the_function(folder, images, output, tmp_path, capsys):
     (tmp_path / "genes.txt").write_text("\n".join(GENES))
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    words = [str(folder), "--genes", str(tmp_path / "genes.txt"), "--images", str(images), "--output", str(output)]
-    assert run(parser.parse_args(words)) == 0
+    options = {"--genes": tmp_path / "genes.txt", "--images": images, "--output": output}
+    words = ["ingest", "tiles", str(folder), *(str(word) for option in options.items() for word in option)]
+    assert main(words) == 0
     assert capsys.readouterr().out.startswith("15 tiles of 2 slices")
     by_function = output.with_name("function.zarr")
     read_tiles(folder, by_function, genes=GENES, images=images)
