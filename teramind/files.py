@@ -27,6 +27,7 @@ def appears_whole(path: str | Path) -> Iterator[Path]:
         try:
             yield partial
             if partial.is_file():
+                partial.chmod(0o666 & ~_umask())  # some writers make their files private
                 fsync(partial)
             partial.replace(path)
         except OSError as error:
@@ -61,3 +62,10 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _umask() -> int:
+    """Permissions that new files of this process do not get; the system tells only by setting them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -95,6 +95,7 @@ class Job:
         wanted = None if options.slices is None else as_slices(options.slices, depth)
         self.windows, self.slices = windows(self.config, depth, wanted)
         self.noise = self._noise()
+        self.noise(0, Rectangle(0, 1, 0, 1))  # a seed that cannot be is told now
         self.denoisers = self._denoisers()
         self._announce(roi)
 
@@ -160,20 +161,21 @@ class Job:
         with OutputLock(self.output):
             snapshot = self._snapshot_to_resume() if resume else None
             plan = self._plan(snapshot)
+            memory = self._memory(plan)
             self._check_space(plan)
             if snapshot:
                 writer = OutputWriter.resume(self.output, snapshot.pending)
             else:
                 writer = self._new_output(overwrite or (resume and self.output.exists()))
-            return self._execute(plan, writer, snapshot)
+            return self._execute(plan, writer, memory, snapshot)
 
-    def _execute(self, plan: TilePlan, writer: OutputWriter, snapshot: Snapshot | None) -> RunReport:
+    def _execute(self, plan: TilePlan, writer: OutputWriter, memory: int, snapshot: Snapshot | None) -> RunReport:
         place = Placement(self.frame, self.windows, self.slices)
         folder = Path(self.options.scratch) if self.options.scratch else self.output / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Scratch(folder, self._tile_bytes())
         try:
-            store = StateStore(self._memory(plan), scratch, self.config.patch_size // 2)
+            store = StateStore(memory, scratch, self.config.patch_size // 2)
             if snapshot:
                 for saved in snapshot.tiles:
                     store.restore(saved)
@@ -313,8 +315,10 @@ class Job:
 
     def _band(self, plan: TilePlan) -> tuple[int, int]:
         """Tiles of a line along the shorter side, and of the whole band that is alive at once."""
-        sides = [-(-side // self.tile) + 1 for side in plan.active_rectangle(0).shape]
-        return min(sides), min(min(sides) * (self.options.steps + 1), sides[0] * sides[1])
+        y0, y1, x0, x1 = plan.active_rectangle(0)
+        rows, columns = (-(-end // self.tile) - start // self.tile for start, end in ((y0, y1), (x0, x1)))
+        line = min(rows, columns)
+        return line, min(line * (self.options.steps + 1), rows * columns)
 
     def _memory(self, plan: TilePlan) -> int:
         """Bytes for state, as asked for or half of what is free."""

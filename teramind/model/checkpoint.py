@@ -64,7 +64,7 @@ def load_checkpoint(
         device: where the weights go.
 
     Returns:
-        The network in evaluation mode, and its metadata: what was given to ``save_checkpoint``, or {} for the
+        The network in evaluation mode and float32, whatever its weights are stored in, and its metadata: what was given to ``save_checkpoint``, or {} for the
         reference's, which carry neither gene names nor scaling.
 
     Raises:
@@ -80,13 +80,12 @@ def load_checkpoint(
         config, meta = infer_config(weights), {}
     with torch.device("meta"):
         net = TeraMind(config)
-    net.to_empty(device="cpu")
+    net.to_empty(device="cpu").float()
     try:
         net.load_upstream_state_dict(weights)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    dtypes = {tensor.dtype for tensor in weights.values()}
-    return net.to(device, dtypes.pop() if len(dtypes) == 1 else torch.float32).eval(), meta
+    return net.to(device).eval(), meta
 
 
 def read_header(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -123,7 +122,7 @@ def describe(path: str | os.PathLike[str]) -> str:
     """What ``teramind info`` prints of a checkpoint."""
     net, meta = load_checkpoint(path)
     weights = sum(parameter.numel() for parameter in net.parameters())
-    lines = [f"checkpoint  {path}", f"weights     {weights:,} ({next(net.parameters()).dtype})"]
+    lines = [f"checkpoint  {path}", f"weights     {weights:,}"]
     lines += [f"{name:<20} {value}" for name, value in net.config.to_dict().items()]
     for name, value in meta.items():
         names = isinstance(value, list) and len(value) > 12

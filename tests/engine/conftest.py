@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 150, 230
 STRIP_BINS = 64
 
 
-def write_atlas(path, slices=3, height=HEIGHT, width=WIDTH, density=0.3, seed=0, overwrite=False):
+def make_atlas(path, slices=3, height=HEIGHT, width=WIDTH, density=0.3, seed=0, overwrite=False):
     """Poisson counts, none in the right third of the plane; each stain is the blurred density of a gene."""
     generator = np.random.default_rng(seed)
     bins = -(-height // 16), -(-width // 16)
@@ -39,8 +39,13 @@ def write_atlas(path, slices=3, height=HEIGHT, width=WIDTH, density=0.3, seed=0,
 
 
 @pytest.fixture(scope="session")
+def write_atlas():
+    return make_atlas
+
+
+@pytest.fixture(scope="session")
 def atlas_path(tmp_path_factory):
-    return write_atlas(tmp_path_factory.mktemp("atlas") / "atlas.zarr")
+    return make_atlas(tmp_path_factory.mktemp("atlas") / "atlas.zarr")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Generation as a whole: the properties that a user relies on."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -89,9 +90,21 @@ def test_the_number_of_workers_changes_nothing(run, workers):
     assert np.array_equal(run(workers=workers), run())
 
 
-def test_a_spilled_run_gives_the_same_voxels(run):
-    """With little more memory than rims and one line take, most state goes through the scratch file."""
-    assert np.array_equal(run(memory="600K"), run())
+def test_a_spilled_run_gives_the_same_voxels(tmp_path, checkpoint_path, write_atlas):
+    """With the least memory that is accepted, most state goes through the scratch file."""
+    atlas = write_atlas(tmp_path / "long.zarr", slices=2, height=120, width=900)
+    options = {"steps": STEPS, "tile": 128, "overwrite": True}
+    with pytest.raises(InputError, match="are needed: give --memory") as error:
+        generate(atlas, checkpoint_path, tmp_path / "a.ome.zarr", memory=1000, **options)
+    least = int(re.search(r"([\d,]+) are needed", str(error.value))[1].replace(",", ""))
+    tight = generate(atlas, checkpoint_path, tmp_path / "a.ome.zarr", memory=least, **options)
+    ample = generate(atlas, checkpoint_path, tmp_path / "b.ome.zarr", **options)
+    assert tight.spilled_bytes > 0
+    assert tight.scratch_read_bytes > 0
+    assert tight.peak_state_bytes <= least
+    assert ample.spilled_bytes == 0
+    voxels = [np.asarray(zarr.open_group(tmp_path / name, mode="r")["0"]) for name in ("a.ome.zarr", "b.ome.zarr")]
+    assert np.array_equal(*voxels)
 
 
 def test_reference_noise(run, atlas_path, checkpoint_path):

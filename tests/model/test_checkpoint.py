@@ -32,9 +32,11 @@ def test_round_trip(tmp_path, net):
     assert "0.108" in describe(tmp_path / "m.safetensors")
 
 
-def test_half_precision_weights_stay_half(tmp_path, net):
+def test_weights_stored_in_half_precision_are_computed_in_float32(tmp_path, net):
     save_checkpoint(tmp_path / "m.safetensors", net.to(torch.float16))
-    assert load_checkpoint(tmp_path / "m.safetensors")[0].dtype == torch.float16
+    loaded, _ = load_checkpoint(tmp_path / "m.safetensors")
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded.out[2].weight, net.out[2].weight.float())
 
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
