@@ -102,7 +102,8 @@ class TranscriptTable:
             read = pa_csv.ReadOptions(block_size=CSV_BLOCK_BYTES, column_names=self.columns)
             for start, end in _csv_segments(self.path):
                 rows = pa_csv.read_csv(file.get_stream(start, end - start), read, convert_options=convert)
-                yield from rows.to_batches()
+                # One dictionary and one batch a segment: the names are looked up once.
+                yield from rows.unify_dictionaries().combine_chunks().to_batches()
                 progress(end - start)
 
     def _parquet_batches(self, numbers: list[str], words: list[str], progress: Progress) -> Iterator[pa.RecordBatch]:
@@ -124,9 +125,8 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def number_column(batch: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
-    """A column of numbers as an array; a missing value becomes NaN (which lies nowhere, so it is counted outside)."""
-    values: npt.NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=False)
-    return values
+    """A column of floats as an array; a missing value becomes NaN (which lies nowhere, so it is counted outside)."""
+    return _as_array(batch.column(name), missing=float("nan"))
 
 
 def word_column(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.intp], list[str]]:
@@ -138,8 +138,12 @@ def word_column(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.intp],
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     words = [word.decode() if isinstance(word, bytes) else str(word) for word in column.dictionary.to_pylist()]
-    indices = column.indices.fill_null(len(words)) if column.null_count else column.indices
-    return indices.to_numpy(zero_copy_only=False).astype(np.intp), words
+    return _as_array(column.indices, missing=len(words)).astype(np.intp), words
+
+
+def _as_array(column: pa.Array, missing: float) -> npt.NDArray[Any]:
+    """The values of a primitive column; through DLPack, because ``to_numpy`` imports pandas where that is installed."""
+    return np.from_dlpack(column.fill_null(missing) if column.null_count else column)
 
 
 def _with_position(
