@@ -89,7 +89,9 @@ def crops(
     images, counts = [], []
     for _ in range(batch):
         z = int(generator.integers(0, -(-slices // depth))) * depth
-        y, x = (int(generator.integers(0, max(1, (size - side) // BIN_SIZE + 1))) * BIN_SIZE for size in (height, width))
+        y, x = (
+            int(generator.integers(0, max(1, (size - side) // BIN_SIZE + 1))) * BIN_SIZE for size in (height, width)
+        )
         image = atlas.image_window(z, z + depth, y, y + side, x, x + side).astype(np.float32) / 127.5 - 1
         reach = config.z_kernel // 2
         start = z - reach

@@ -54,6 +54,11 @@ def write_report(output: Path, report: RunReport) -> None:
     (output / REPORT_NAME).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
 
 
+def read_report(output: Path) -> RunReport:
+    """The report that ``write_report`` wrote."""
+    return RunReport(**json.loads((output / REPORT_NAME).read_text(encoding="utf-8")))
+
+
 def device_peaks(denoisers: Sequence[Denoiser]) -> dict[str, int]:
     """Largest memory taken on each GPU."""
     import torch

@@ -114,6 +114,7 @@ class Run:
     def _watch(self, received: list[int]) -> None:
         """Wait for the workers' end, taking snapshots when their time has come or a signal asks for it."""
         last = perf_counter()
+        tick = min(TICK, self.snapshot_seconds or TICK)
         while any(worker.is_alive() for worker in self.workers):
             if received:
                 self._take_snapshot()
@@ -122,7 +123,7 @@ class Run:
                 self._take_snapshot()
                 self.plan.resume()
                 last = perf_counter()
-            self.workers[0].wait(TICK)
+            self.workers[0].wait(tick)
 
     def _take_snapshot(self) -> None:
         """Pause the plan, let what is in flight end, and save; the plan stays paused."""

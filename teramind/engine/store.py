@@ -84,7 +84,7 @@ class StateStore:
     """Tiles' state between their units; safe to use from several threads.
 
     Attributes:
-        resident_bytes: state in memory now.
+        resident_bytes: state in memory now, rims included.
         peak_resident_bytes: the most there was.
         spilled_blocks: blocks that went to the scratch file.
     """
@@ -93,7 +93,7 @@ class StateStore:
         """Start empty.
 
         Args:
-            memory: bytes of state to keep in memory; rims are kept there in any case.
+            memory: bytes of whole tiles to keep in memory; rims are kept there in any case.
             scratch: where the rest goes.
             rim: px on each side that neighbours read, P/2.
         """
@@ -101,6 +101,7 @@ class StateStore:
         self.scratch = scratch
         self.rim = rim
         self.resident_bytes = self.peak_resident_bytes = self.spilled_blocks = 0
+        self._whole_bytes = 0
         self._tiles: dict[Tile, _Held] = {}
         self._lock = threading.Lock()
 
@@ -114,8 +115,9 @@ class StateStore:
             self._tiles[tile] = held
             slot = self._let_go(before)
             self._count(sum(strip.values.nbytes for strip in rim))
-            fits = self.resident_bytes + values.nbytes <= self.memory
+            fits = self._whole_bytes + values.nbytes <= self.memory
             if fits:
+                self._whole_bytes += values.nbytes
                 self._count(values.nbytes)
         if slot is not None:
             self.scratch.release(slot)
@@ -183,6 +185,7 @@ class StateStore:
         if held is None:
             return None
         if held.block is not None:
+            self._whole_bytes -= held.block.nbytes
             self._count(-held.block.nbytes)
         slot, held.block, held.slot = held.slot, None, None
         return slot

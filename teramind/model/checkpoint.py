@@ -64,8 +64,8 @@ def load_checkpoint(
         device: where the weights go.
 
     Returns:
-        The network in evaluation mode and float32, whatever its weights are stored in, and its metadata: what was given to ``save_checkpoint``, or {} for the
-        reference's, which carry neither gene names nor scaling.
+        The network in evaluation mode and float32, whatever its weights are stored in, and its metadata: what was
+        given to ``save_checkpoint``, or {} for the reference's, which carry neither gene names nor scaling.
 
     Raises:
         InputError: for a file that is not a checkpoint, needs unpickling, or does not fit the architecture.

@@ -22,7 +22,7 @@ def make_atlas(path, slices=3, height=HEIGHT, width=WIDTH, density=0.3, seed=0, 
     slice_z = [10.0 * z for z in range(slices)]
     with AtlasWriter(
         path, genes=GENES, stains=STAINS, slice_z=slice_z, shape=(height, width), pixel_size=0.108,
-        scaling={stain: (0, 255) for stain in STAINS}, provenance={}, overwrite=overwrite,
+        scaling=dict.fromkeys(STAINS, (0, 255)), provenance={}, overwrite=overwrite,
     ) as writer:  # fmt: skip
         for z in range(slices):
             counts = generator.poisson(density, (*bins, len(GENES))).astype(np.uint16)
