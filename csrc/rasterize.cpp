@@ -24,9 +24,7 @@ constexpr std::uint64_t kMinRanges = 64;    // small images: enough ranges to sh
 constexpr std::uint64_t kMaxRanges = 4096;  // huge ones: wider ranges rather than more of them, while a key holds one
 constexpr std::size_t kPiece = 256;         // transcripts decoded at a time, in a corner of the first-level cache
 constexpr std::size_t kPrefetch = 4 * kPiece;  // how far ahead input is asked for: a sixth of the first pass
-constexpr std::size_t kLineKeys = 16;          // keys of a cache line
 constexpr std::size_t kPointsPerThread = 1 << 15;  // below this a thread costs more than it gains
-constexpr std::uint32_t kNoBlock = std::numeric_limits<std::uint32_t>::max();
 
 // std::bit_width, whose type differs between versions of the standard library.
 int bit_width(std::uint64_t value) { return 64 - std::countl_zero(value); }
@@ -35,12 +33,6 @@ int choose_range_bits(std::uint64_t bins, int gene_bits) {
   const int fewest = bit_width(bins / kMaxRanges);
   const int most = bit_width(bins / kMinRanges);
   return std::min(std::max(std::min(kRangeBits, most), fewest), 32 - gene_bits);
-}
-
-// Blocks so small that the unfilled ones cost at most a byte a transcript, else so large (8 KiB) that reading one after
-// the other is nearly as fast as reading one array.
-int choose_block_bits(std::size_t points, std::size_t ranges) {
-  return std::clamp(bit_width(points / ranges / 4) - 1, 2, 11);
 }
 
 // Hands out 0, 1, 2, ... once each, and tells whoever finished one the sum of all that came before it.
@@ -88,7 +80,6 @@ BinnedTranscripts::BinnedTranscripts(Column x, Column y, Column gene, std::size_
     : layout_{grid.bins(), genes, bit_width(genes - 1), 0},
       threads_(std::clamp<std::size_t>(size / kPointsPerThread, 1, threads)) {
   layout_.range_bits = choose_range_bits(layout_.bins, layout_.gene_bits);
-  block_bits_ = choose_block_bits(size / threads_, layout_.ranges());
   shares_.resize(threads_);
   run_parallel(threads_, [&](std::size_t worker) {
     read_share(shares_[worker], x, y, gene, size * worker / threads_, size * (worker + 1) / threads_, grid);
@@ -102,26 +93,7 @@ BinnedTranscripts::BinnedTranscripts(Column x, Column y, Column gene, std::size_
 
 void BinnedTranscripts::read_share(Share& share, Column x, Column y, Column gene, std::size_t first, std::size_t last,
                                    BinGrid grid) const {
-  const std::size_t size = last - first;
-  const std::size_t ranges = layout_.ranges();
-  const std::size_t block_mask = (std::size_t{1} << block_bits_) - 1;
-  // A range leaves at most one block unfilled, and no range without a key has one.
-  const std::size_t blocks = std::min(size, (size >> block_bits_) + ranges);
-  share.keys = RawBuffer<std::uint32_t>(blocks << block_bits_);
-  share.previous_block.reserve(blocks);
-  share.end.assign(ranges, 0);
-  const auto append = [&](std::uint32_t range, std::uint32_t key) {
-    std::uint64_t end = share.end[range];
-    if ((end & block_mask) == 0) {  // its last block is full, or it has none
-      const std::size_t block = share.previous_block.size();
-      share.previous_block.push_back(end == 0 ? kNoBlock : static_cast<std::uint32_t>((end - 1) >> block_bits_));
-      end = block << block_bits_;
-    }
-    share.keys[end] = key;
-    __builtin_prefetch(share.keys.data() + end + kLineKeys, 1);  // hundreds of places are written to in turn
-    share.end[range] = end + 1;
-  };
-
+  share.keys = KeyLists(last - first, layout_.ranges());
   const std::uint32_t bin_mask = (std::uint32_t{1} << layout_.range_bits) - 1;
   const auto grid_columns = static_cast<std::uint32_t>(grid.columns());
   std::array<std::uint32_t, kPiece> row, column, id, range, key;
@@ -143,10 +115,10 @@ void BinnedTranscripts::read_share(Share& share, Column x, Column y, Column gene
       outside += (position | id[i]) >> 31;
     }
     if (outside == 0) {
-      for (std::size_t i = 0; i < count; ++i) append(range[i], key[i]);
+      for (std::size_t i = 0; i < count; ++i) share.keys.append(range[i], key[i]);
     } else {
       for (std::size_t i = 0; i < count; ++i) {
-        if (((row[i] | column[i] | id[i]) >> 31) == 0) append(range[i], key[i]);
+        if (((row[i] | column[i] | id[i]) >> 31) == 0) share.keys.append(range[i], key[i]);
       }
     }
     share.kept += count - outside;
@@ -172,10 +144,7 @@ class BinnedTranscripts::RangeSorter {
   // Sorts and merges the keys of a range and returns how many different ones it has: the counts it will store.
   std::uint32_t prepare(std::size_t range) {
     distinct_ = 0;
-    std::size_t size = 0;
-    for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
-      size += static_cast<std::size_t>(last - first);
-    });
+    const std::size_t size = count_keys(range);
     if (size != 0) {
       sorted_.reserve_discarding(size + 1);
       other_.reserve_discarding(size + 1);
@@ -212,26 +181,23 @@ class BinnedTranscripts::RangeSorter {
 
   [[nodiscard]] std::uint32_t bin_of(std::uint32_t key) const { return key >> layout_.gene_bits; }
 
-  // Calls visit(first, last) for each block of keys of a range.
-  template <class Visit>
-  void for_each_block(std::size_t range, const Visit& visit) const {
-    const std::uint64_t block_mask = (std::uint64_t{1} << source_.block_bits_) - 1;
+  [[nodiscard]] std::size_t count_keys(std::size_t range) const {
+    std::size_t size = 0;
     for (const Share& share : source_.shares_) {
-      std::uint64_t end = share.end[range];
-      while (end != 0) {
-        const std::uint64_t first = (end - 1) & ~block_mask;
-        visit(share.keys.data() + first, share.keys.data() + end);
-        const std::uint32_t previous = share.previous_block[first >> source_.block_bits_];
-        end = previous == kNoBlock ? 0 : (std::uint64_t{previous} + 1) << source_.block_bits_;
-      }
+      share.keys.for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
+        size += static_cast<std::size_t>(last - first);
+      });
     }
+    return size;
   }
 
   template <class Visit>
   void for_each_key(std::size_t range, const Visit& visit) const {
-    for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
-      for (; first != last; ++first) visit(*first);
-    });
+    for (const Share& share : source_.shares_) {
+      share.keys.for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
+        std::for_each(first, last, visit);
+      });
+    }
   }
 
   // A digit of a key and its table of places. Held by value in loops that store keys, so that no store can be taken

@@ -1,14 +1,14 @@
 // Transcripts (x, y, gene) to a compressed sparse row (CSR) matrix of counts: a row a bin, a column a gene.
 //
 // How: one pass over the input turns each transcript into a 32-bit key (bin within its range of bins, gene) and appends
-// it to that range's list of blocks; a range has at most 2^16 bins at usual sizes, so that the rest happens in the
-// second-level cache. Then each range is taken once, in order: a radix sort of its keys (gene, then bin), run lengths,
-// and the finished stretch of row pointer, columns and counts goes out. A range learns where its stretch begins from
-// the ranges before it, so nothing is written twice and the result does not depend on the number of threads.
+// it to that range's list; a range has at most 2^16 bins at usual sizes, so that the rest happens in the second-level
+// cache. Then each range is taken once, in order: a radix sort of its keys, run lengths, and the finished stretch of row
+// pointer, columns and counts goes out. A range learns where its stretch begins from the ranges before it, so nothing
+// is written twice and the result does not depend on the number of threads.
 //
-// Memory above input and output, for n transcripts: 4 n bytes of keys, at most 1 n of unfilled blocks, and 8 bytes a
-// transcript of those ranges that are being sorted at one moment (8 n if they all lie in one): at most 13 n bytes, plus
-// about 0.5 MiB a thread (counters of a range's bins, of the genes and of the ranges).
+// Memory above input and output, for n transcripts: 4 n bytes of keys, at most 1 n of lists not filled and 1 n of their
+// links, and 8 bytes a transcript of those ranges that are being sorted at one moment (8 n if they all lie in one): at
+// most 14 n bytes, plus about 0.5 MiB a thread for the tables of a range.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "raw_buffer.hpp"
+#include "key_lists.hpp"
 
 namespace teramind {
 
@@ -64,8 +64,8 @@ class BinnedTranscripts {
   static constexpr std::uint64_t kMaxBins = std::uint64_t{1} << 32;
   static constexpr std::uint32_t kMaxGenes = 1U << 20;
 
-  // `size` elements in each column; 1 <= genes <= kMaxGenes, 1 <= height, width, bin_size <= kMaxSide, at most kMaxBins bins,
-  // threads >= 1.
+  // `size` elements in each column; 1 <= genes <= kMaxGenes, 1 <= height, width, bin_size <= kMaxSide, at
+  // most kMaxBins bins, threads >= 1.
   BinnedTranscripts(Column x, Column y, Column gene, std::size_t size, BinGrid grid, std::uint32_t genes,
                     std::size_t threads);
 
@@ -79,11 +79,9 @@ class BinnedTranscripts {
   std::uint64_t write_csr(Index* row_pointer, Index* columns, std::uint16_t* counts) const;
 
  private:
-  // What one thread read: keys in blocks, the blocks of a range linked from the last to the first.
+  // What one thread read.
   struct Share {
-    RawBuffer<std::uint32_t> keys;
-    std::vector<std::uint32_t> previous_block;  // by block
-    std::vector<std::uint64_t> end;             // by range: where its last block is filled up to; 0 if it has none
+    KeyLists keys;  // by range
     std::uint64_t kept = 0;
     Dropped dropped;
   };
@@ -104,7 +102,6 @@ class BinnedTranscripts {
 
   Layout layout_;
   std::size_t threads_;
-  int block_bits_ = 0;  // a block is 2^block_bits_ keys
   std::vector<Share> shares_;
   std::uint64_t kept_ = 0;
   Dropped dropped_;

@@ -78,7 +78,7 @@ def rasterize(
     Bin (i, j) holds the transcripts with ``i * bin_size <= y < (i + 1) * bin_size``, likewise j and x; the last row
     and column of bins may be partial. A transcript outside ``[0, H) x [0, W)``, or of a gene outside ``[0, genes)``,
     is left out and counted, never wrapped or clipped. The result is the same, bit for bit, for any number of threads
-    and any order of the transcripts. Above its input and output a call takes at most 13 bytes a transcript and about
+    and any order of the transcripts. Above its input and output a call takes at most 14 bytes a transcript and about
     0.5 MiB a thread. Arrays are read where they lie, whatever their strides; only a foreign byte order is copied.
 
     Args:
