@@ -76,9 +76,8 @@ class EntryWriter:
             chunks=(FIELDS, chunk),
             shards=(FIELDS, chunks * chunk) if chunks > 1 else None,
             dtype=np.uint16,
-            # No entry counts 0 transcripts: a chunk that is missing on disk is noticed by its fill value.
             fill_value=0,
-            compressors=[ZstdCodec(level=ZSTD_LEVEL)],
+            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],  # 4 bytes a chunk, so that rot is noticed
             attributes={"fields": ["gene", "bin step", "count"]},
         )
 

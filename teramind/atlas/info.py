@@ -17,6 +17,7 @@ from teramind.atlas.store import Atlas
 from teramind.errors import InputError
 
 _GENES_SHOWN = 10
+_PROVENANCE_SHOWN = 100  # characters a line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +134,11 @@ def _gene_table(facts: dict[str, Any]) -> list[str]:
 
 
 def _provenance(facts: dict[str, Any]) -> list[str]:
-    return ["provenance", *json.dumps(facts["provenance"], indent=2, ensure_ascii=False).splitlines()]
+    lines = ["provenance (in full with --json)"]
+    for name, value in facts["provenance"].items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{name:<12} {text if len(text) <= _PROVENANCE_SHOWN else text[:_PROVENANCE_SHOWN] + ' ...'}")
+    return lines
 
 
 def _bytes(folder: Path) -> int:

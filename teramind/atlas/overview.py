@@ -193,11 +193,11 @@ def _draw_footer(
     left, top, length = _MARGIN_LEFT, picture.height - _FOOTER + 8, 240
     shares = np.tile(np.linspace(0, 1, length), (12, 1))
     picture.paste(Image.fromarray(_colors(shares)), (left, top))
-    ticks = [0.0, *(10.0**power for power in range(-1, 5) if 10.0**power <= brightest)]
+    ticks = [0.0, *(10.0**power for power in range(-1, 5) if 10.0**power < 0.7 * brightest), brightest]
     for value in ticks:
         at = left + round(float(_log_share(np.array([value]), brightest)[0]) * (length - 1))
         draw.line((at, top + 12, at, top + 16), fill=_FAINT)
-        draw.text((at, top + 18), f"{value:g}", fill=_FAINT, font=_font(12), anchor="ma")
+        draw.text((at, top + 18), f"{value:.3g}", fill=_FAINT, font=_font(12), anchor="ma")
     draw.text((left + length + 12, top - 1), "transcripts per bin of 16 x 16 px", fill=_TEXT, font=_font(13))
     micron = panels.px_a_pixel * atlas.pixel_size  # a pixel of the picture
     bar = _round_down(0.2 * panels.side[1] * micron)

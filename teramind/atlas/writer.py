@@ -113,11 +113,11 @@ class AtlasWriter:
             counts: uint16 (rows * columns, genes), bins row-major, columns sorted and none twice.
 
         Raises:
-            ValueError: The slice is complete, or the counts have another shape, type or order.
+            ValueError: There is no such slice, it is complete, or the counts have another shape, type or order.
             OSError: They cannot be written, for instance because the disk is full.
         """
-        strip = self._strips_written[slice_index]
         self._check_counts(slice_index, counts)
+        strip = self._strips_written[slice_index]
         if counts.nnz and not counts.data.all():
             counts = counts.copy()
             counts.eliminate_zeros()
@@ -161,11 +161,12 @@ class AtlasWriter:
 
         Raises:
             InputError: The map has another shape, or a label that has no name or does not fit uint16.
+            ValueError: There is no such slice.
         """
-        rows_columns = self._metadata.bin_shape
-        planes = labels if slice_index is None else labels[None]
         first = slice_index or 0
-        expected = (len(self._metadata.slice_z) if slice_index is None else 1, *rows_columns)
+        self._check_slice(first)
+        planes = labels if slice_index is None else labels[None]
+        expected = (len(self._metadata.slice_z) if slice_index is None else 1, *self._metadata.bin_shape)
         if planes.shape != expected:
             raise InputError(
                 f"the region map is {' x '.join(map(str, planes.shape))} and the slices have {expected} bins of 16 px: "
@@ -224,6 +225,7 @@ class AtlasWriter:
         )
 
     def _check_counts(self, slice_index: int, counts: csr_array) -> None:
+        self._check_slice(slice_index)
         strip = self._strips_written[slice_index]
         strips = self._metadata.block_shape[0]
         if strip == strips:
@@ -237,6 +239,10 @@ class AtlasWriter:
             raise ValueError(f"the counts of a bin are uint16, not {counts.dtype}")
         if not counts.has_canonical_format:
             raise ValueError("the counts' columns are not sorted and unique in every row: call sum_duplicates() first")
+
+    def _check_slice(self, slice_index: int) -> None:
+        if not 0 <= slice_index < len(self._strips_written):
+            raise ValueError(f"there is no slice {slice_index} in an atlas of {len(self._strips_written)}")
 
     def _check_complete(self) -> None:
         strips = self._metadata.block_shape[0]

@@ -221,7 +221,7 @@ def truncate(file: Path) -> None:
 
 def garble(file: Path) -> None:
     data = bytearray(file.read_bytes())
-    data[-3] ^= 0xFF
+    data[len(data) // 2] ^= 0x01  # a single bit
     file.write_bytes(data)
 
 

@@ -103,11 +103,16 @@ def test_counts_of_another_kind_are_refused(tmp_path, counts, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_strip_too_many_is_refused(tmp_path):
+def test_a_strip_or_slice_too_many_is_refused(tmp_path):
     with AtlasWriter(tmp_path / "a.zarr", **small()) as writer:
         writer.append_counts(0, small_counts())
         with pytest.raises(ValueError, match="1 strips already"):
             writer.append_counts(0, small_counts())
+        for index in (-1, 1):
+            with pytest.raises(ValueError, match=f"no slice {index}"):
+                writer.append_counts(index, small_counts())
+            with pytest.raises(ValueError, match=f"no slice {index}"):
+                writer.write_regions(np.zeros((2, 2), int), {}, slice_index=index)
 
 
 @pytest.mark.parametrize(
