@@ -9,6 +9,7 @@
 #include <mutex>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "column_decoder.hpp"
 #include "parallel.hpp"
@@ -21,19 +22,25 @@ namespace {
 constexpr int kRangeBits = 16;
 constexpr std::uint64_t kMinRanges = 64;    // small images: enough ranges to share among threads
 constexpr std::uint64_t kMaxRanges = 4096;  // huge ones: wider ranges rather than more of them, while a key holds one
-constexpr std::size_t kPiece = 1024;        // transcripts decoded at a time, within the first-level cache
+constexpr std::size_t kPiece = 256;         // transcripts decoded at a time, in a corner of the first-level cache
+constexpr std::size_t kPrefetch = 4 * kPiece;  // how far ahead input is asked for: a sixth of the first pass
+constexpr std::size_t kLineKeys = 16;          // keys of a cache line
 constexpr std::size_t kPointsPerThread = 1 << 15;  // below this a thread costs more than it gains
 constexpr std::uint32_t kNoBlock = std::numeric_limits<std::uint32_t>::max();
 
+// std::bit_width, whose type differs between versions of the standard library.
+int bit_width(std::uint64_t value) { return 64 - std::countl_zero(value); }
+
 int choose_range_bits(std::uint64_t bins, int gene_bits) {
-  const int fewest = std::bit_width(bins / kMaxRanges);
-  const int most = std::bit_width(bins / kMinRanges);
+  const int fewest = bit_width(bins / kMaxRanges);
+  const int most = bit_width(bins / kMinRanges);
   return std::min(std::max(std::min(kRangeBits, most), fewest), 32 - gene_bits);
 }
 
-// Blocks so large that linking them costs nothing, and so small that the unfilled ones cost at most a byte a point.
+// Blocks so small that the unfilled ones cost at most a byte a transcript, else so large (8 KiB) that reading one after
+// the other is nearly as fast as reading one array.
 int choose_block_bits(std::size_t points, std::size_t ranges) {
-  return std::clamp(static_cast<int>(std::bit_width(points / ranges / 4)) - 1, 2, 8);
+  return std::clamp(bit_width(points / ranges / 4) - 1, 2, 11);
 }
 
 // Hands out 0, 1, 2, ... once each, and tells whoever finished one the sum of all that came before it.
@@ -78,7 +85,7 @@ class OrderedSum {
 
 BinnedTranscripts::BinnedTranscripts(Column x, Column y, Column gene, std::size_t size, BinGrid grid,
                                      std::uint32_t genes, std::size_t threads)
-    : layout_{grid.bins(), grid.columns(), genes, std::bit_width(genes - 1), 0},
+    : layout_{grid.bins(), genes, bit_width(genes - 1), 0},
       threads_(std::clamp<std::size_t>(size / kPointsPerThread, 1, threads)) {
   layout_.range_bits = choose_range_bits(layout_.bins, layout_.gene_bits);
   block_bits_ = choose_block_bits(size / threads_, layout_.ranges());
@@ -111,146 +118,221 @@ void BinnedTranscripts::read_share(Share& share, Column x, Column y, Column gene
       end = block << block_bits_;
     }
     share.keys[end] = key;
+    __builtin_prefetch(share.keys.data() + end + kLineKeys, 1);  // hundreds of places are written to in turn
     share.end[range] = end + 1;
   };
 
-  const Divider bin_divider(grid.bin_size);
-  const Divider unit(1);
-  const std::uint64_t bin_mask = (std::uint64_t{1} << layout_.range_bits) - 1;
+  const std::uint32_t bin_mask = (std::uint32_t{1} << layout_.range_bits) - 1;
+  const auto grid_columns = static_cast<std::uint32_t>(grid.columns());
   std::array<std::uint32_t, kPiece> row, column, id, range, key;
   for (std::size_t start = first; start < last; start += kPiece) {
     const std::size_t count = std::min(kPiece, last - start);
-    decode_cells(y, start, count, grid.height, bin_divider, row.data());
-    decode_cells(x, start, count, grid.width, bin_divider, column.data());
-    decode_cells(gene, start, count, layout_.genes, unit, id.data());
-    std::size_t inside = 0;
-    std::size_t points_outside = 0;
+    const std::size_t ahead = std::min(start + kPrefetch, last);
+    for (const Column& values : {x, y, gene}) prefetch(values, ahead, std::min(kPiece, last - ahead));
+    decode_cells(y, start, count, grid.height, grid.bin_size, row.data());
+    decode_cells(x, start, count, grid.width, grid.bin_size, column.data());
+    decode_cells(gene, start, count, layout_.genes, 1, id.data());
+    std::uint32_t points_outside = 0;
+    std::uint32_t outside = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      const std::uint64_t bin = std::uint64_t{row[i]} * layout_.grid_columns + column[i];
-      range[inside] = static_cast<std::uint32_t>(bin >> layout_.range_bits);
-      key[inside] = static_cast<std::uint32_t>((bin & bin_mask) << layout_.gene_bits) | id[i];
-      const std::uint32_t point_outside = (row[i] | column[i]) >> 31;
-      points_outside += point_outside;
-      inside += 1 - (point_outside | (id[i] >> 31));
+      const std::uint32_t bin = row[i] * grid_columns + column[i];  // of no meaning, and not used, if outside
+      range[i] = bin >> layout_.range_bits;
+      key[i] = ((bin & bin_mask) << layout_.gene_bits) | id[i];
+      const std::uint32_t position = row[i] | column[i];
+      points_outside += position >> 31;
+      outside += (position | id[i]) >> 31;
     }
-    for (std::size_t i = 0; i < inside; ++i) append(range[i], key[i]);
-    share.kept += inside;
+    if (outside == 0) {
+      for (std::size_t i = 0; i < count; ++i) append(range[i], key[i]);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) {
+        if (((row[i] | column[i] | id[i]) >> 31) == 0) append(range[i], key[i]);
+      }
+    }
+    share.kept += count - outside;
     share.dropped.points += points_outside;
-    share.dropped.genes += count - inside - points_outside;
+    share.dropped.genes += outside - points_outside;
   }
 }
 
-// One thread's workshop: takes ranges, sorts their keys, writes their stretch of the CSR arrays.
-struct BinnedTranscripts::RangeSorter {
-  explicit RangeSorter(const BinnedTranscripts& transcripts)
-      : source(transcripts),
-        layout(transcripts.layout_),
-        gene_mask((std::uint32_t{1} << layout.gene_bits) - 1),
-        bin_place(std::size_t{1} << layout.range_bits),
-        gene_place(layout.genes) {}
+// One thread's workshop: sorts the keys of a range and writes its stretch of the CSR arrays.
+class BinnedTranscripts::RangeSorter {
+ public:
+  explicit RangeSorter(const BinnedTranscripts& source)
+      : source_(source),
+        layout_(source.layout_),
+        gene_mask_((std::uint32_t{1} << layout_.gene_bits) - 1),
+        row_end_(std::size_t{1} << layout_.range_bits) {
+    const int key_bits = layout_.range_bits + layout_.gene_bits;
+    digits_ = std::max(1, (key_bits + kMaxDigitBits - 1) / kMaxDigitBits);
+    digit_bits_ = (key_bits + digits_ - 1) / digits_;
+    places_.resize(static_cast<std::size_t>(digits_) << digit_bits_);
+  }
+
+  // Sorts and merges the keys of a range and returns how many different ones it has: the counts it will store.
+  std::uint32_t prepare(std::size_t range) {
+    distinct_ = 0;
+    std::size_t size = 0;
+    for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
+      size += static_cast<std::size_t>(last - first);
+    });
+    if (size != 0) {
+      sorted_.reserve_discarding(size + 1);
+      other_.reserve_discarding(size + 1);
+      sort(range, size);
+      merge_equal(static_cast<std::uint32_t>(size));
+    }
+    return distinct_;
+  }
+
+  // Writes what was prepared. The stored counts of the range begin at `offset`.
+  template <class Index>
+  void write(std::size_t range, std::uint64_t offset, Index* row_pointer, Index* columns, std::uint16_t* counts) {
+    const std::uint64_t first_bin = std::uint64_t{range} << layout_.range_bits;
+    write_row_pointer(offset, std::min<std::uint64_t>(row_end_.size(), layout_.bins - first_bin),
+                      row_pointer + first_bin + 1);
+    columns += offset;
+    counts += offset;
+    std::uint32_t largest = 0;
+    for (std::uint32_t i = 0; i < distinct_; ++i) {
+      const std::uint32_t count = other_[i + 1] - other_[i];
+      columns[i] = static_cast<Index>(sorted_[i] & gene_mask_);
+      counts[i] = static_cast<std::uint16_t>(count);
+      largest = std::max(largest, count);
+    }
+    if (largest > kMaxCount && !overflow_) note_overflow(first_bin);
+  }
+
+  // The first count too large for 16 bits among the ranges written.
+  [[nodiscard]] const std::optional<CountOverflow>& overflow() const { return overflow_; }
+
+ private:
+  static constexpr int kMaxDigitBits = 13;  // 8192 places, of which those in use stay in the first-level cache
+  static constexpr std::uint32_t kMaxCount = std::numeric_limits<std::uint16_t>::max();
+
+  [[nodiscard]] std::uint32_t bin_of(std::uint32_t key) const { return key >> layout_.gene_bits; }
 
   // Calls visit(first, last) for each block of keys of a range.
   template <class Visit>
   void for_each_block(std::size_t range, const Visit& visit) const {
-    const std::uint64_t block_mask = (std::uint64_t{1} << source.block_bits_) - 1;
-    for (const Share& share : source.shares_) {
+    const std::uint64_t block_mask = (std::uint64_t{1} << source_.block_bits_) - 1;
+    for (const Share& share : source_.shares_) {
       std::uint64_t end = share.end[range];
       while (end != 0) {
         const std::uint64_t first = (end - 1) & ~block_mask;
         visit(share.keys.data() + first, share.keys.data() + end);
-        const std::uint32_t previous = share.previous_block[first >> source.block_bits_];
-        end = previous == kNoBlock ? 0 : (std::uint64_t{previous} + 1) << source.block_bits_;
+        const std::uint32_t previous = share.previous_block[first >> source_.block_bits_];
+        end = previous == kNoBlock ? 0 : (std::uint64_t{previous} + 1) << source_.block_bits_;
       }
     }
   }
 
-  // Sorts the keys of a range into `sorted` and returns their number.
-  std::uint32_t sort(std::size_t range) {
-    std::uint64_t size = 0;
-    for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) { size += last - first; });
-    if (size == 0) return 0;
-    sorted.reserve_discarding(size);
-    by_gene.reserve_discarding(size + 1);
-    std::fill(bin_place.begin(), bin_place.end(), 0);
-    std::fill(gene_place.begin(), gene_place.end(), 0);
-    const int gene_bits = layout.gene_bits;
+  template <class Visit>
+  void for_each_key(std::size_t range, const Visit& visit) const {
     for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
-      for (; first != last; ++first) {
-        ++bin_place[bin_of(*first)];
-        ++gene_place[*first & gene_mask];
+      for (; first != last; ++first) visit(*first);
+    });
+  }
+
+  // A digit of a key and its table of places. Held by value in loops that store keys, so that no store can be taken
+  // for a change of shift or mask.
+  struct Digit {
+    int shift;
+    std::uint32_t mask;
+    std::uint32_t* places;  // by value of the digit: how often it occurs, later where the next such key goes
+
+    std::uint32_t& place_of(std::uint32_t key) const { return places[(key >> shift) & mask]; }
+    void start() const { std::exclusive_scan(places, places + mask + 1, places, 0U); }
+  };
+
+  [[nodiscard]] Digit digit(int i) {
+    return {i * digit_bits_, (std::uint32_t{1} << digit_bits_) - 1,
+            places_.data() + (static_cast<std::size_t>(i) << digit_bits_)};
+  }
+
+  // Least-significant-digit radix sort of the keys of a range into `sorted_`.
+  void sort(std::size_t range, std::size_t size) {
+    std::fill(places_.begin(), places_.end(), 0);
+    for_each_key(range, [first = digit(0)](std::uint32_t key) { ++first.place_of(key); });
+    for (int i = 0; i < digits_; ++i) {
+      const Digit current = digit(i);
+      current.start();
+      const auto move = [current, to = other_.data()](std::uint32_t key) { to[current.place_of(key)++] = key; };
+      // The next digit is counted on the way; the last has none.
+      const auto move_and_count = [move, next = digit(i + 1)](std::uint32_t key) {
+        move(key);
+        ++next.place_of(key);
+      };
+      const auto take_all = [&](const auto& visit) {
+        if (i == 0) {
+          for_each_key(range, visit);
+        } else {
+          std::for_each_n(sorted_.data(), size, visit);
+        }
+      };
+      if (i + 1 == digits_) {
+        take_all(move);
+      } else {
+        take_all(move_and_count);
       }
-    });
-    (void)gene_bits;
-    std::exclusive_scan(gene_place.begin(), gene_place.end(), gene_place.begin(), 0U);
-    for_each_block(range, [&](const std::uint32_t* first, const std::uint32_t* last) {
-      for (; first != last; ++first) by_gene[gene_place[*first & gene_mask]++] = *first;
-    });
-    std::exclusive_scan(bin_place.begin(), bin_place.end(), bin_place.begin(), 0U);
-    for (std::uint64_t i = 0; i < size; ++i) sorted[bin_place[bin_of(by_gene[i])]++] = by_gene[i];
-    return static_cast<std::uint32_t>(size);
+      std::swap(sorted_, other_);
+    }
   }
 
-  [[nodiscard]] std::size_t bin_of(std::uint32_t key) const {
-    return static_cast<std::size_t>(std::uint64_t{key} >> layout.gene_bits);
-  }
-
-  // Keeps one of equal keys in `sorted`, where each began in `by_gene` (one past the last included), and where each
-  // bin that holds one ends in `bin_place` (0 for the others). Returns the number of different keys.
-  std::uint32_t merge_equal(std::uint32_t size) {
-    std::fill(bin_place.begin(), bin_place.end(), 0);
-    if (size == 0) return 0;
+  // Keeps one of equal keys in `sorted_`, where each begins in `other_` (one past the last included), and where each
+  // bin that holds one ends in `row_end_` (0 for the others).
+  void merge_equal(std::uint32_t size) {
+    std::fill(row_end_.begin(), row_end_.end(), 0);
+    std::uint32_t* const keys = sorted_.data();
+    std::uint32_t* const starts = other_.data();
+    std::uint32_t* const row_end = row_end_.data();
+    const int gene_bits = layout_.gene_bits;
     std::uint32_t distinct = 0;
-    std::uint32_t previous = ~sorted[0];
+    std::uint32_t previous = ~keys[0];
     for (std::uint32_t i = 0; i < size; ++i) {  // writes first and decides later whether it counts: no branch to miss
-      const std::uint32_t key = sorted[i];
-      sorted[distinct] = key;
-      by_gene[distinct] = i;
+      const std::uint32_t key = keys[i];
+      keys[distinct] = key;
+      starts[distinct] = i;
       distinct += key != previous ? 1 : 0;
-      bin_place[bin_of(key)] = distinct;
+      row_end[key >> gene_bits] = distinct;
       previous = key;
     }
-    by_gene[distinct] = size;
-    return distinct;
+    starts[distinct] = size;
+    distinct_ = distinct;
   }
 
   template <class Index>
-  void write(std::size_t range, std::uint64_t offset, std::uint32_t distinct, Index* row_pointer, Index* columns,
-             std::uint16_t* counts) {
-    const std::uint64_t first_bin = std::uint64_t{range} << layout.range_bits;
-    const std::size_t bins = static_cast<std::size_t>(std::min<std::uint64_t>(bin_place.size(), layout.bins - first_bin));
+  void write_row_pointer(std::uint64_t offset, std::size_t bins, Index* row_pointer) const {
     const auto base = static_cast<Index>(offset);
+    if (distinct_ == 0) {
+      std::fill_n(row_pointer, bins, base);
+      return;
+    }
     std::uint32_t end = 0;
     for (std::size_t bin = 0; bin < bins; ++bin) {
-      end = std::max(end, bin_place[bin]);
-      row_pointer[first_bin + 1 + bin] = base + static_cast<Index>(end);
-    }
-    std::uint32_t largest = 0;
-    for (std::uint32_t i = 0; i < distinct; ++i) {
-      columns[offset + i] = static_cast<Index>(sorted[i] & gene_mask);
-      const std::uint32_t count = by_gene[i + 1] - by_gene[i];
-      counts[offset + i] = static_cast<std::uint16_t>(count);
-      largest = std::max(largest, count);
-    }
-    if (largest > std::numeric_limits<std::uint16_t>::max() && !overflow) note_overflow(first_bin, distinct);
-  }
-
-  void note_overflow(std::uint64_t first_bin, std::uint32_t distinct) {
-    for (std::uint32_t i = 0; i < distinct && !overflow; ++i) {
-      const std::uint32_t count = by_gene[i + 1] - by_gene[i];
-      if (count > std::numeric_limits<std::uint16_t>::max()) {
-        overflow.emplace(first_bin + bin_of(sorted[i]), sorted[i] & gene_mask, count);
-      }
+      end = std::max(end, row_end_[bin]);
+      row_pointer[bin] = base + static_cast<Index>(end);
     }
   }
 
-  const BinnedTranscripts& source;
-  const Layout& layout;
-  std::uint32_t gene_mask;
-  std::vector<std::uint32_t> bin_place;
-  std::vector<std::uint32_t> gene_place;
-  RawBuffer<std::uint32_t> sorted;
-  RawBuffer<std::uint32_t> by_gene;
-  std::optional<CountOverflow> overflow;
+  void note_overflow(std::uint64_t first_bin) {
+    for (std::uint32_t i = 0; !overflow_; ++i) {
+      const std::uint32_t count = other_[i + 1] - other_[i];
+      if (count > kMaxCount) overflow_.emplace(first_bin + bin_of(sorted_[i]), sorted_[i] & gene_mask_, count);
+    }
+  }
+
+  const BinnedTranscripts& source_;
+  const Layout& layout_;
+  std::uint32_t gene_mask_;
+  int digits_;
+  int digit_bits_;
+  std::vector<std::uint32_t> places_;  // by digit, then by its value: how often, later where the next one goes
+  std::vector<std::uint32_t> row_end_;
+  RawBuffer<std::uint32_t> sorted_;
+  RawBuffer<std::uint32_t> other_;
+  std::uint32_t distinct_ = 0;
+  std::optional<CountOverflow> overflow_;
 };
 
 template <class Index>
@@ -263,13 +345,12 @@ std::uint64_t BinnedTranscripts::write_csr(Index* row_pointer, Index* columns, s
     try {
       RangeSorter sorter(*this);
       for (std::size_t range = written.take(); range < layout_.ranges(); range = written.take()) {
-        const std::uint32_t distinct = sorter.merge_equal(sorter.sort(range));
-        const std::optional<std::uint64_t> offset = written.add(range, distinct);
+        const std::optional<std::uint64_t> offset = written.add(range, sorter.prepare(range));
         if (!offset) return;
-        sorter.write(range, *offset, distinct, row_pointer, columns, counts);
+        sorter.write(range, *offset, row_pointer, columns, counts);
       }
       const std::lock_guard lock(mutex);
-      if (sorter.overflow && (!overflow || sorter.overflow->bin < overflow->bin)) overflow = sorter.overflow;
+      if (sorter.overflow() && (!overflow || sorter.overflow()->bin < overflow->bin)) overflow = sorter.overflow();
     } catch (...) {  // out of memory: the others must not wait for this range
       written.cancel();
       throw;

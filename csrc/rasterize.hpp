@@ -8,7 +8,7 @@
 //
 // Memory above input and output, for n transcripts: 4 n bytes of keys, at most 1 n of unfilled blocks, and 8 bytes a
 // transcript of those ranges that are being sorted at one moment (8 n if they all lie in one): at most 13 n bytes, plus
-// about 0.6 MiB a thread.
+// about 0.5 MiB a thread (counters of a range's bins, of the genes and of the ranges).
 #pragma once
 
 #include <cstddef>
@@ -61,9 +61,11 @@ class BinnedTranscripts {
  public:
   static constexpr std::uint64_t kMaxPoints = 0xFFFFFFFF;  // positions within a range are 32-bit
   static constexpr std::uint32_t kMaxSide = 0x7FFFFFFF;
+  static constexpr std::uint64_t kMaxBins = std::uint64_t{1} << 32;
   static constexpr std::uint32_t kMaxGenes = 1U << 20;
 
-  // `size` elements in each column; 1 <= genes <= kMaxGenes, 1 <= height, width, bin_size <= kMaxSide, threads >= 1.
+  // `size` elements in each column; 1 <= genes <= kMaxGenes, 1 <= height, width, bin_size <= kMaxSide, at most kMaxBins bins,
+  // threads >= 1.
   BinnedTranscripts(Column x, Column y, Column gene, std::size_t size, BinGrid grid, std::uint32_t genes,
                     std::size_t threads);
 
@@ -87,7 +89,6 @@ class BinnedTranscripts {
   };
   struct Layout {
     std::uint64_t bins;
-    std::uint64_t grid_columns;
     std::uint32_t genes;
     int gene_bits;
     int range_bits;  // a range is 2^range_bits consecutive bins
@@ -96,7 +97,7 @@ class BinnedTranscripts {
       return static_cast<std::size_t>(((bins - 1) >> range_bits) + 1);
     }
   };
-  struct RangeSorter;
+  class RangeSorter;
 
   void read_share(Share& share, Column x, Column y, Column gene, std::size_t first, std::size_t last,
                   BinGrid grid) const;

@@ -15,6 +15,7 @@ from teramind.errors import InputError
 
 MAX_SIDE = 2**31 - 1
 MAX_GENES = 2**20
+MAX_BINS = 2**32
 MAX_POINTS = 2**32 - 1
 _MAX_INT32 = 2**31 - 1
 
@@ -78,7 +79,7 @@ def rasterize(
     and column of bins may be partial. A transcript outside ``[0, H) x [0, W)``, or of a gene outside ``[0, genes)``,
     is left out and counted, never wrapped or clipped. The result is the same, bit for bit, for any number of threads
     and any order of the transcripts. Above its input and output a call takes at most 13 bytes a transcript and about
-    0.6 MiB a thread. Arrays are read where they lie, whatever their strides; only a foreign byte order is copied.
+    0.5 MiB a thread. Arrays are read where they lie, whatever their strides; only a foreign byte order is copied.
 
     Args:
         x: (n,) columns in px: float32, float64 or any integer type.
@@ -110,6 +111,11 @@ def rasterize(
     genes = integer_between("genes", genes, 1, MAX_GENES)
     bin_size = integer_between("bin_size", bin_size, 1, MAX_SIDE)
     bin_rows, bin_columns = -(-height // bin_size), -(-width // bin_size)
+    if bin_rows * bin_columns > MAX_BINS:
+        raise InputError(
+            f"bin_size {bin_size} cuts {height} x {width} px into {bin_rows * bin_columns} bins, more than {MAX_BINS}; "
+            "use larger bins or split the image."
+        )
     try:
         counts, indices, row_pointer, outside, unknown = _core.rasterize(
             *columns,

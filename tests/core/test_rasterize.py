@@ -241,6 +241,7 @@ def test_inputs_are_left_alone():
         ({"genes": 0}, "genes is 0"),
         ({"genes": 2**20 + 1}, "genes is 1048577"),
         ({"bin_size": 0}, "bin_size is 0"),
+        ({"shape": (2**17, 2**16), "bin_size": 1}, "131072 x 65536 px into 8589934592 bins"),
         ({"threads": 0}, "threads is 0"),
     ],
 )
