@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import scipy.ndimage
 
 from teramind.atlas.affine import PIXEL_CENTRE, Affine
 from teramind.atlas.tiff import TiffPlane
+from teramind.checks import thread_count
 
 # A map within this of a whole-pixel shift is one: a thousandth of a pixel changes no grey level that means anything.
 SHIFT_TOLERANCE = 1e-3
@@ -42,10 +45,16 @@ def sample(plane: TiffPlane, to_image: Affine, y0: int, x0: int, shape: tuple[in
     result = np.empty(shape, dtype=np.float32)
     spread = max(1.0, float(np.abs(to_image.matrix[:2, :2]).sum(axis=1).max()))
     side = max(16, int(SOURCE_SIDE / spread))
-    for y in range(0, shape[0], side):
-        for x in range(0, shape[1], side):
-            part = result[y : y + side, x : x + side]
-            part[...] = _interpolated(plane, to_image, y0 + y, x0 + x, part.shape)
+
+    def fill(corner: tuple[int, int]) -> None:
+        y, x = corner
+        part = result[y : y + side, x : x + side]
+        part[...] = _interpolated(plane, to_image, y0 + y, x0 + x, part.shape)
+
+    corners = list(itertools.product(range(0, shape[0], side), range(0, shape[1], side)))
+    with ThreadPoolExecutor(thread_count(None), thread_name_prefix="resample") as pool:  # scipy releases the GIL
+        for done in [pool.submit(fill, corner) for corner in corners]:
+            done.result()
     return result
 
 

@@ -100,11 +100,13 @@ class TranscriptTable:
                 return
             # Segment by segment, pyarrow parses with all threads; its stream of the whole file parses with one.
             read = pa_csv.ReadOptions(block_size=CSV_BLOCK_BYTES, column_names=self.columns)
+            done = 0
             for start, end in _csv_segments(self.path):
                 rows = pa_csv.read_csv(file.get_stream(start, end - start), read, convert_options=convert)
                 # One dictionary and one batch a segment: the names are looked up once.
                 yield from rows.unify_dictionaries().combine_chunks().to_batches()
-                progress(end - start)
+                progress(end - done)
+                done = end
 
     def _parquet_batches(self, numbers: list[str], words: list[str], progress: Progress) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path, read_dictionary=words) as file:
