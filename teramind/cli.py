@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from teramind.errors import Interrupted, TeramindError
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def guarded(run: Callable[[argparse.Namespace], int | None], arguments: argparse
     except Interrupted as error:
         sys.stderr.write(f"teramind: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:  # Ctrl-C where nothing had to be saved
+        sys.stderr.write("teramind: interrupted\n")
+        return EXIT_INTERRUPTED
     except (TeramindError, OSError) as error:  # an OSError (disk full, no permission) names its file itself
         sys.stderr.write(f"teramind: error: {error}\n")
     return EXIT_BAD_INPUT

@@ -43,9 +43,10 @@ def generate(
     workers: int = 1,
     snapshot_minutes: float = 20.0,
     scratch: str | os.PathLike[str] | None = None,
+    format: str = "ome-zarr",  # noqa: A002 - the option's name
     progress: bool = True,
 ) -> RunReport:
-    """Generate an image and write it as OME-Zarr 0.5 (c, z, y, x; uint8).
+    """Generate an image and write it as OME-Zarr 0.5 (c, z, y, x; uint8), with a picture of it, ``preview.png``.
 
     Args:
         atlas: the store of transcripts, or its path.
@@ -74,6 +75,8 @@ def generate(
         workers: on a CPU, how many tiles to work on at once.
         snapshot_minutes: time between snapshots that ``resume`` goes on from; 0 for none but at a signal.
         scratch: folder for state that does not fit in memory; the output's by default.
+        format: "ome-zarr", or "ome-tiff" to write each slice of the finished image as a pyramidal OME-TIFF as well,
+            into the folder ``NAME.ome-tiff`` beside it.
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
@@ -81,7 +84,7 @@ def generate(
 
     Raises:
         InputError: options that cannot be, or do not fit together, the atlas or the checkpoint.
-        ComputationError: values that are not numbers, named with window, step and tile.
+        ComputationError: values that are not numbers, or a device that fails, named with window, step and tile.
         Interrupted: after SIGTERM or SIGINT, with a snapshot taken.
         OSError: no room left on a disk.
     """
@@ -91,7 +94,7 @@ def generate(
         roi=roi, slices=slices, border=border, steps=steps, seed=seed, device=device, dtype=dtype,
         state_dtype=state_dtype, noise=noise, tile=tile, memory=memory, skip_below=skip_below, quantise=quantise,
         genes=genes, missing_genes=missing_genes, workers=workers, snapshot_minutes=snapshot_minutes, scratch=scratch,
-        progress=progress,
+        format=format, progress=progress,
     )  # fmt: skip
     return Job(atlas, checkpoint, Path(output), options).run(resume=resume, overwrite=overwrite)
 
@@ -129,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("workers", "tiles worked on at once on a CPU", type=int)
     option("snapshot_minutes", "time between snapshots", type=float)
     option("scratch", "folder for state beyond --memory; the output's by default", metavar="FOLDER")
+    option("format", "ome-tiff writes one pyramidal OME-TIFF a slice as well", choices=("ome-zarr", "ome-tiff"))
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zarr
 from numpy.typing import NDArray
 
 from teramind.atlas.panel import read_genes
@@ -31,11 +33,14 @@ from teramind.engine.tissue import empty_tiles
 from teramind.errors import InputError
 from teramind.model.checkpoint import checkpoint_hash, load_checkpoint
 from teramind.model.network import TeraMind
+from teramind.ngff import open_levels
+from teramind.output.export import export_ome_tiff
 from teramind.output.ome_zarr import OutputWriter
 
 logger = logging.getLogger(__name__)
 DEFAULT_TILE = {"cpu": 256, "cuda": 1024}
 PIXEL_SIZE_TOLERANCE = 0.01  # cells 1 % larger or smaller are within the biology
+FORMATS = ("ome-zarr", "ome-tiff")
 DEFAULT_STAINS = ("DAPI", "PolyT")  # of the published two-stain models, which carry no names
 
 
@@ -61,6 +66,7 @@ class Options:
     workers: int
     snapshot_minutes: float
     scratch: str | os.PathLike[str] | None
+    format: str
     progress: bool
 
 
@@ -152,7 +158,24 @@ class Job:
 
     def run(self, *, resume: bool, overwrite: bool) -> RunReport:
         """Generate; see ``teramind.generate.generate``."""
-        return carry_out(self.setup(), self.output, resume=resume, overwrite=overwrite)
+        tiffs = self._tiff_folder(resume, overwrite)
+        with shared_threads(self.options.workers if self.devices[0].type == "cpu" else 1):
+            report = carry_out(self.setup(), self.output, resume=resume, overwrite=overwrite)
+        if tiffs:
+            export_slices(self.output, tiffs, keep=resume)
+        return report
+
+    def _tiff_folder(self, resume: bool, overwrite: bool) -> Path | None:
+        """Where OME-TIFFs go, if they are wanted: beside the output."""
+        if self.options.format not in FORMATS:
+            raise InputError(f"format is {self.options.format!r}; it has to be {' or '.join(FORMATS)}")
+        if self.options.format != "ome-tiff":
+            return None
+        name = self.output.name.removesuffix(".zarr").removesuffix(".ome")
+        folder = self.output.with_name(f"{name}.ome-tiff")
+        if folder.exists() and not overwrite and not (resume and self.output.exists()):
+            raise InputError(f"{folder} exists already; overwrite it, or choose another name for the output")
+        return folder
 
     def setup(self) -> Setup:
         """Everything that the engine needs to know."""
@@ -213,7 +236,8 @@ class Job:
     def _create_output(self, identity: Mapping[str, Any], overwrite: bool) -> OutputWriter:
         first, end = self.slices
         z = self.atlas.slice_z
-        spacing = float(np.median(np.diff(z))) if len(z) > 1 else 1.0
+        # A single slice has no spacing, but the format wants one; a cube is the least misleading.
+        spacing = float(np.median(np.diff(z))) if len(z) > 1 else self.atlas.pixel_size
         pixel = self.atlas.pixel_size
         area = self.frame.output
         return OutputWriter(
@@ -222,9 +246,41 @@ class Job:
             pixel_size=(spacing, pixel, pixel),
             translation=(z[first], area.y0 * pixel, area.x0 * pixel),
             stains=self.stains,
-            parameters={**identity, "slice_z": z[first:end], "checkpoint_name": self.checkpoint.name},
+            parameters={
+                **identity,
+                "slice_z": z[first:end],
+                "z_spacing_known": len(z) > 1,
+                "checkpoint_name": self.checkpoint.name,
+            },
             overwrite=overwrite,
         )
+
+
+@contextmanager
+def shared_threads(workers: int) -> Iterator[None]:
+    """Share torch's CPU threads out among workers: each would start as many as there are for all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def export_slices(image: Path, folder: Path, *, keep: bool) -> None:
+    """Write each slice of a finished image as an OME-TIFF.
+
+    Args:
+        image: the OME-Zarr image.
+        folder: gets one file a slice.
+        keep: leave files that are there, from an export that was cut off; else they are replaced.
+    """
+    for z in range(open_levels(zarr.open_group(image, mode="r"))[0].shape[1]):
+        path = folder / f"z{z:03d}.ome.tif"
+        if not keep:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            export_ome_tiff(image, path, slices=f"{z}:{z + 1}")
 
 
 def parse_devices(text: str) -> list[torch.device]:

@@ -49,7 +49,7 @@ class UnitReader:
         """See ``pipeline.Reader``."""
         if self.states.store.spilled_blocks:
             for unit in self.states.plan.peek(READ_AHEAD):
-                self.states.store.prefetch(Tile(*unit[:3]))
+                self.states.store.prefetch(Tile(*unit[:3]), unit.step)
 
 
 @dataclass
@@ -140,6 +140,7 @@ class Run:
 
     def _save(self) -> None:
         start = perf_counter()
+        self._snapshots += 1
         self.writer.flush()
         state, shards = self.store.kept_bytes, self.writer.voxels.buffered_bytes
         snapshot = Snapshot(
@@ -148,7 +149,6 @@ class Run:
         )  # fmt: skip
         write_snapshot(self.writer.path, snapshot)
         self._snapshot_seconds += perf_counter() - start
-        self._snapshots += 1
 
     def _raise_failure(self) -> None:
         """Raise the first failure of a worker, after saving what can be saved."""

@@ -81,7 +81,7 @@ class Scratch:
         """Start reading a block, if a buffer for it is free."""
         with self._lock:
             if slot not in self._reads and len(self._reads) < self._most_reads and slot in self._shapes:
-                self._reads[slot] = self._reader.submit(self._read, slot)
+                self._reads[slot] = self._submit_read(slot)
 
     def load(self, slot: int) -> Block:
         """Read a block; its slot stays taken until ``release``.
@@ -90,18 +90,18 @@ class Scratch:
             OSError: where writing or reading it failed.
         """
         with self._lock:
-            pending = self._reads.pop(slot, None) or self._reader.submit(self._read, slot)
+            pending = self._reads.pop(slot, None) or self._submit_read(slot)
         return pending.result()
 
     def release(self, slot: int) -> None:
         """Forget a block."""
         with self._lock:
+            del self._shapes[slot]  # from now on it cannot be prefetched
             pending = [self._writes.pop(slot, None), self._reads.pop(slot, None)]
         for future in pending:
             if future:
                 future.exception()  # waits: the slot may be used again only when nobody touches it
         with self._lock:
-            del self._shapes[slot]
             self._free.append(slot)
 
     def close(self) -> None:
@@ -109,6 +109,11 @@ class Scratch:
         self._writer.shutdown()
         self._reader.shutdown()
         self._file.close()
+
+    def _submit_read(self, slot: int) -> Future[Block]:
+        """Called with the lock."""
+        shape, dtype = self._shapes[slot]
+        return self._reader.submit(self._read, slot, shape, dtype)
 
     def _write(self, slot: int, block: Block) -> None:
         try:
@@ -124,10 +129,9 @@ class Scratch:
         finally:
             self._write_buffers.release()
 
-    def _read(self, slot: int) -> Block:
+    def _read(self, slot: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Block:
         with self._lock:
             writing = self._writes.pop(slot, None)
-            shape, dtype = self._shapes[slot]
         if writing:
             writing.result()
         block = np.empty(shape, dtype)

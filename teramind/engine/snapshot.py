@@ -164,6 +164,7 @@ def _write_members(archive: zipfile.ZipFile, snapshot: Snapshot) -> None:
         "shards": shards,
         "levels": len(snapshot.pending.finished),
         "report": snapshot.report,
+        "members": archive.namelist(),
     }
     archive.writestr("snapshot.json", json.dumps(about))
 
@@ -175,6 +176,9 @@ def _read(path: Path) -> Snapshot:
         if torn:
             raise zipfile.BadZipFile(f"{torn} has another checksum")
         about = json.loads(archive.read("snapshot.json"))
+        lost = set(about["members"]).difference(archive.namelist())
+        if lost:  # checksums do not cover names
+            raise zipfile.BadZipFile(f"{min(lost)} is missing")
         if about["version"] > FORMAT_VERSION:
             raise InputError(f"{path} was written by a newer teramind; update this one")
         shards = [

@@ -180,11 +180,12 @@ class StateStore:
         if saved.whole is not None:
             self.put(saved.tile, saved.version, saved.rectangle, saved.whole)
 
-    def prefetch(self, tile: Tile) -> None:
-        """Start reading a tile that will be needed soon, if it is in the scratch file."""
-        held = self._tiles.get(tile)
-        if held and held.block is None and held.slot is not None:
-            self.scratch.prefetch(held.slot)
+    def prefetch(self, tile: Tile, version: int) -> None:
+        """Start reading a version that will be needed soon, if it is there and in the scratch file."""
+        with self._lock:
+            held = self._tiles.get(tile)
+            if held and held.version == version and held.block is None and held.slot is not None:
+                self.scratch.prefetch(held.slot)
 
     def _let_go(self, held: _Held | None) -> int | None:
         """Forget a whole version; the slot to release, if it has one. Called with the lock."""

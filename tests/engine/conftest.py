@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from teramind.engine.frame import Frame, Window
 from teramind.engine.plan import TilePlan
 from teramind.engine.session import Setup, carry_out
 from teramind.engine.sink import Placement
+from teramind.errors import Interrupted
 from teramind.output.ome_zarr import OutputWriter
 
 GENES = ["a", "b", "c"]
@@ -106,11 +108,13 @@ class Toy:
     steps = STEPS
     state_dtype = np.dtype(np.float32)
 
-    def __init__(self, seconds=0.0):
-        self.seconds = seconds
+    def __init__(self, seconds=0.0, hook=None):
+        self.seconds, self.hook, self.units = seconds, hook, count()
 
     def __call__(self, states, genes, step, _names):
         time.sleep(self.seconds)
+        if self.hook:
+            self.hook(next(self.units))
         total = sum(states[..., 3 + dy : states.shape[-2] - 5 + dy, 3 + dx : states.shape[-1] - 5 + dx]
                     for dy in range(3) for dx in range(3))  # fmt: skip
         after = total / np.float32(9) + genes[..., 4:-4, 4:-4].astype(np.float32) / np.float32(700 + step)
@@ -125,7 +129,8 @@ def noise(z, place):
     return np.broadcast_to(field, (*PLANES, *field.shape))
 
 
-def toy_setup(path, seconds=0.0, roi=None, workers=1, **options):
+def toy_setup(path, seconds=0.0, roi=None, workers=1, hook=None, identity=None, **options):
+    """A run of the toy; ``hook`` is called with the number of each unit that is computed."""
     frame = Frame.of(TOY_HEIGHT, TOY_WIDTH, PATCH, roi)
     place = Placement(frame, WINDOWS, (0, 3))
 
@@ -140,8 +145,8 @@ def toy_setup(path, seconds=0.0, roi=None, workers=1, **options):
         bounds=frame.bounds,
     )  # fmt: skip
     return Setup(
-        plan=plan, create_output=create, denoisers=[Toy(seconds)] * workers, noise=noise, genes=Positions, place=place,
-        planes=PLANES, skip=None, identity={"toy": 1, "roi": str(roi)}, **options,
+        plan=plan, create_output=create, denoisers=[Toy(seconds, hook)] * workers, noise=noise, genes=Positions,
+        place=place, planes=PLANES, skip=None, identity=identity or {"toy": 1, "roi": str(roi)}, **options,
     )  # fmt: skip
 
 
@@ -155,17 +160,7 @@ def complete(path):
 
 def run_and_kill(path, after, **options):
     """Carry a run on in a child process and kill it; whether it had ended by itself before."""
-    child = os.fork()
-    if child == 0:  # nothing but the run, and no clean-up of the test session it was forked from
-        status = 1
-        try:
-            carry_out(toy_setup(path, **options), path, resume=True, overwrite=False)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
+    child = fork_run(path, **options)
     deadline = time.monotonic() + after
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -178,12 +173,43 @@ def run_and_kill(path, after, **options):
     return False
 
 
+def fork_run(path, **options):
+    """Begin or go on with a run of the toy in a child process; its number."""
+    child = os.fork()
+    if child == 0:  # nothing but the run, and no clean-up of the test session it was forked from
+        status = 1
+        try:
+            carry_out(toy_setup(path, **options), path, resume=True, overwrite=False)
+            status = 0
+        except Interrupted as error:
+            status = error.exit_code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+
+def interrupt(path, unit, **options):
+    """Run the toy in this process and send it SIGTERM at a unit."""
+
+    def hook(number):
+        if number == unit:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as error:
+        carry_out(toy_setup(path, seconds=0.002, hook=hook, **options), path, resume=False, overwrite=False)
+    return error.value
+
+
 @pytest.fixture(scope="session")
 def toy():
     """The toy's parts and helpers, see above."""
     return SimpleNamespace(
         setup=toy_setup, denoiser=Toy, noise=noise, windows=WINDOWS, steps=STEPS, height=TOY_HEIGHT, width=TOY_WIDTH,
         voxels=voxels, complete=complete, run_and_kill=run_and_kill,
+        fork_run=fork_run, interrupt=interrupt,
     )  # fmt: skip
 
 
