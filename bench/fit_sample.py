@@ -8,6 +8,7 @@ which is the same as weighting the loss so: a short fit spends its time where th
 """
 
 import argparse
+import copy
 import math
 import time
 from pathlib import Path
@@ -66,12 +67,20 @@ def main() -> None:
         losses.append(loss.item())
         if step % 100 == 0:
             print(f"{elapsed / 60:6.1f} min  step {step:6d}  loss {np.mean(losses[-100:]):.4f}", flush=True)
+        if step % 500 == 0:
+            save(arguments, atlas, net, weights, step)
+    save(arguments, atlas, net, weights, step)
+
+
+def save(arguments: argparse.Namespace, atlas: Atlas, net: TeraMind, weights: list[torch.Tensor], step: int) -> None:
+    """Write the averaged weights."""
+    averaged = copy.deepcopy(net)
     with torch.no_grad():
-        for average, parameter in zip(weights, net.parameters(), strict=True):
+        for average, parameter in zip(weights, averaged.parameters(), strict=True):
             parameter.copy_(average)
     save_checkpoint(
         arguments.output,
-        net.half() if arguments.half else net,
+        averaged.half() if arguments.half else averaged,
         genes=atlas.genes,
         stains=atlas.stains,
         pixel_size=atlas.pixel_size,
