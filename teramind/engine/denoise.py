@@ -84,8 +84,31 @@ class NetworkDenoiser:
         self.state_dtype = np.dtype(state_dtype)
         self.quantise = quantise
 
-    @torch.no_grad()
     def __call__(
+        self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
+    ) -> NDArray[np.generic]:
+        """See ``Denoiser``.
+
+        Raises:
+            ComputationError: for a prediction that is not finite, a device without memory, or one that fails.
+        """
+        while True:
+            try:
+                return self._advance(states, genes, step, names)
+            except torch.OutOfMemoryError:
+                pass  # its traceback holds on to tensors: go on when it is gone
+            except ComputationError:
+                raise
+            except RuntimeError as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ComputationError(
+                    f"{self.device} failed at step {step} in {names[0]} ({reason}); "
+                    "see to the device and go on with --resume, on another one if need be"
+                ) from error
+            self._halve_batch()
+
+    @torch.no_grad()
+    def _advance(
         self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
     ) -> NDArray[np.generic]:
         margin = self.net.config.patch_size // 2
@@ -93,7 +116,7 @@ class NetworkDenoiser:
         counts = torch.from_numpy(genes).to(self.device, torch.float32)
         t = torch.full((len(x),), int(self.schedule.timesteps[step]), device=self.device)
         with full_float32(self.device):
-            eps = self._predict(x, t, counts).float()  # (B, S, Z, h, w)
+            eps = self.net(x, t, counts).float()  # (B, S, Z, h, w)
         self._check(eps, step, names)
         after = self.schedule.step(x[..., margin:-margin, margin:-margin], eps, step)
         after = after.to(torch.from_numpy(np.empty(0, self.state_dtype)).dtype)
@@ -101,21 +124,14 @@ class NetworkDenoiser:
             after = to_uint8(after.float(), self.quantise)
         return np.asarray(after.cpu().numpy())
 
-    def _predict(self, x: Tensor, t: Tensor, counts: Tensor) -> Tensor:
-        """The network's prediction; out of device memory, with fewer patches at a time."""
-        while True:
-            try:
-                prediction: Tensor = self.net(x, t, counts)
-                return prediction
-            except torch.OutOfMemoryError:
-                batch = self.net.patch_batch(self.device)
-                if batch == 1:
-                    raise ComputationError(
-                        f"{self.device} has not enough free memory for one patch of this network; free some"
-                    ) from None
-            torch.cuda.empty_cache()
-            self.net.limit_patch_batch(batch // 2)
-            logger.warning("%s is out of memory: going on with %d patches at a time", self.device, batch // 2)
+    def _halve_batch(self) -> None:
+        """Send fewer patches through the network at a time."""
+        batch = self.net.patch_batch(self.device)
+        if batch == 1:
+            raise ComputationError(f"{self.device} has not enough free memory for one patch of this network; free some")
+        torch.cuda.empty_cache()
+        self.net.limit_patch_batch(batch // 2)
+        logger.warning("%s is out of memory: going on with %d patches at a time", self.device, batch // 2)
 
     def _check(self, eps: Tensor, step: int, names: Sequence[str]) -> None:
         """Stop at a NaN or Inf now: the clip of the update would hide it."""

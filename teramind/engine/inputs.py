@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +45,7 @@ class StateReader:
     dtype: np.dtype[np.floating]
     halo_bytes_needed: int = 0
     halo_bytes_read: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, unit: Unit) -> NDArray[np.floating]:
         """(S, Z, h+P, w+P) in the state's type."""
@@ -51,21 +53,21 @@ class StateReader:
         margin = self.plan.patch // 2
         whole = Rectangle(y0 - margin, y1 + margin, x0 - margin, x1 + margin)
         state = np.full((*self.planes, *whole.shape), OUTSIDE, self.dtype)
+        needed = read = 0
         for piece in self.plan.input_pieces(unit):
             part = state[within(piece.plane, whole)]
             if piece.kind == PieceKind.NOISE:
                 part[...] = self.noise(self.windows[unit.window].image_start, piece.plane)
+            elif piece.kind == PieceKind.STATE and piece[1:3] == unit[1:3]:
+                self.store.whole(Tile(*unit[:3])).copy_into(part, piece.plane)
             elif piece.kind == PieceKind.STATE:
-                self._copy(piece.plane, TileVersion(unit.window, piece.row, piece.column, piece.version), unit, part)
+                needed += part.nbytes
+                for strip in self.store.rims(TileVersion(unit.window, piece.row, piece.column, piece.version)):
+                    read += strip.copy_into(part, piece.plane)
+        with self._lock:
+            self.halo_bytes_needed += needed
+            self.halo_bytes_read += read
         return state
-
-    def _copy(self, rectangle: Rectangle, source: TileVersion, unit: Unit, target: NDArray[np.floating]) -> None:
-        if source[:3] == unit[:3]:
-            self.store.whole(Tile(*source[:3])).copy_into(target, rectangle)
-            return
-        self.halo_bytes_needed += target.nbytes
-        for strip in self.store.rims(source):
-            self.halo_bytes_read += strip.copy_into(target, rectangle)
 
 
 @dataclass(frozen=True)

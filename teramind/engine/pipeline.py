@@ -81,6 +81,8 @@ class Worker:
         self.failed_storing = False
         self._claimed: set[Unit] = set()
         self._stop = stop
+        self._hands_back = threading.Event()
+        self._storing = threading.Lock()  # held from the first change of the state to the last that a unit makes
         self._inputs: queue.Queue[_Task | None] = queue.Queue(AHEAD)
         self._outputs: queue.Queue[_Result | None] = queue.Queue(AHEAD)
         stages = (("read", self._read), ("compute", self._compute), ("store", self._store))
@@ -101,6 +103,15 @@ class Worker:
     def wait(self, seconds: float) -> None:
         """Wait for its end, but not longer."""
         next(filter(threading.Thread.is_alive, self._threads), self._threads[0]).join(seconds)
+
+    def hand_back(self) -> None:
+        """Give units back that are waiting to be computed; with the plan paused, only the one at work is in flight."""
+        self._hands_back.set()
+
+    def settle(self) -> None:
+        """Wait until the state is that of the units completed: the plan counts a unit just before its last changes."""
+        with self._storing:
+            pass
 
     def unfinished(self) -> list[Unit]:
         """Units that it has claimed and not completed, once it has ended."""
@@ -140,6 +151,10 @@ class Worker:
             waited = perf_counter()
             if task is None:
                 break
+            if self._hands_back.is_set():
+                self._claimed.discard(task.unit)
+                self.plan.release([task.unit])
+                continue
             name = f"window {task.unit.window}, tile ({task.unit.row}, {task.unit.column})"
             values = self.denoiser(task.state[None], task.genes[None], task.unit.step, [name])[0]
             done = perf_counter()
@@ -153,9 +168,10 @@ class Worker:
     def _store(self) -> None:
         while (result := self._get(self._outputs)) is not None:
             start = perf_counter()
-            self.sink.put(result.unit, result.values)
-            self.sink.completed(self.plan.complete([result.unit]))
-            self._claimed.discard(result.unit)
+            with self._storing:
+                self.sink.put(result.unit, result.values)
+                self.sink.completed(self.plan.complete([result.unit]))
+                self._claimed.discard(result.unit)
             self.times.storing += perf_counter() - start
 
     def _put(self, target: queue.Queue[T], item: T) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -66,6 +66,7 @@ class Run:
         identity: what a resumed run has to share.
         snapshot_seconds: time between snapshots; None for none.
         show_progress: draw a progress bar.
+        earlier: what the sessions before this one have cost, if it goes on with a run.
     """
 
     plan: TilePlan
@@ -77,17 +78,18 @@ class Run:
     identity: Mapping[str, Any]
     snapshot_seconds: float | None = 1200.0
     show_progress: bool = True
+    earlier: RunReport | None = None
 
     def execute(self) -> RunReport:
-        """Run to the end; the report, which is also written into the output.
+        """Run to the end; what it cost.
 
         Raises:
             Interrupted: after SIGTERM or SIGINT, with a snapshot taken.
-            ComputationError: for values that are not numbers or a device without memory, with a snapshot taken.
+            ComputationError: for values that are not numbers or a device that failed, with a snapshot taken.
             OSError: where output, scratch or snapshot cannot be written; the last snapshot stands.
         """
-        start = perf_counter()
-        self.report = RunReport(peak_live_tiles=self.plan.peak_live_tiles, extra_work=self.plan.extra_work)
+        self._start = perf_counter()
+        self._snapshots, self._snapshot_seconds = 0, 0.0
         stop = threading.Event()
         sink = Sink(self.plan, self.store, self.writer, self.place)
         self.workers = [
@@ -105,41 +107,48 @@ class Run:
                 for worker in self.workers:
                     worker.join()
         self._raise_failure()
-        if received:
+        if received and self.plan.remaining:
             self._raise_interrupted(received[0])
         self.writer.flush()
-        self._complete_report(perf_counter() - start)
-        return self.report
+        return self._report()
 
     def _watch(self, received: list[int]) -> None:
         """Wait for the workers' end, taking snapshots when their time has come or a signal asks for it."""
         last = perf_counter()
         tick = min(TICK, self.snapshot_seconds or TICK)
-        while any(worker.is_alive() for worker in self.workers):
+        while working := [worker for worker in self.workers if worker.is_alive()]:
             if received:
+                logger.warning("stopping with a snapshot; once more stops at once")
+                for worker in self.workers:
+                    worker.hand_back()
                 self._take_snapshot()
                 return
             if self.snapshot_seconds is not None and perf_counter() - last >= self.snapshot_seconds:
                 self._take_snapshot()
                 self.plan.resume()
                 last = perf_counter()
-            self.workers[0].wait(tick)
+            working[0].wait(tick)
 
     def _take_snapshot(self) -> None:
         """Pause the plan, let what is in flight end, and save; the plan stays paused."""
         while not self.plan.pause(TICK):
             if any(worker.errors for worker in self.workers):
                 return
+        for worker in self.workers:
+            worker.settle()
         self._save()
 
     def _save(self) -> None:
         start = perf_counter()
         self.writer.flush()
-        completed = self.plan.completed()
-        snapshot = Snapshot(self.identity, completed, self.store.saved(), self.writer.pending())
+        state, shards = self.store.kept_bytes, self.writer.voxels.buffered_bytes
+        snapshot = Snapshot(
+            self.identity, self.plan.completed(), self.store.saved(), self.writer.pending(), asdict(self._report()),
+            state + shards,
+        )  # fmt: skip
         write_snapshot(self.writer.path, snapshot)
-        self.report.snapshot_seconds += perf_counter() - start
-        self.report.snapshots += 1
+        self._snapshot_seconds += perf_counter() - start
+        self._snapshots += 1
 
     def _raise_failure(self) -> None:
         """Raise the first failure of a worker, after saving what can be saved."""
@@ -153,23 +162,23 @@ class Run:
                 self._save()
             except OSError as error:
                 logger.warning("no snapshot could be taken (%s); the one before stands", error)
-        self.writer.abort()
         raise errors[0]
 
     def _raise_interrupted(self, number: int) -> None:
-        self.writer.abort()
-        done = 1 - self.plan.remaining / max(1, self.plan.remaining + self.plan.completed().sum())
+        done = 1 - self.plan.remaining / max(1, self.plan.remaining + int(self.plan.completed().sum()))
         name = signal.Signals(number).name
         raise Interrupted(f"stopped by {name} at {done:.0%} of the steps; --resume goes on from there", number)
 
     @contextmanager
     def _progress(self, sink: Sink) -> Iterator[None]:
-        """A bar of voxels, counting a voxel when its last step is done and its earlier steps in proportion."""
+        """A bar of voxels; each step of a voxel counts for its part of it."""
         steps, planes = self.plan.steps, int(np.prod(self.reader.states.planes))
         area = sum(self.plan.active_rectangle(step).area for step in range(steps))
-        total = area * planes * self.plan.windows / steps
         hidden = not (self.show_progress and sys.stderr.isatty())
-        with tqdm(total=round(total), unit="voxel", unit_scale=True, disable=hidden) as bar:
+        with tqdm(
+            total=round(area * planes * self.plan.windows / steps), initial=round(self._done() * planes / steps),
+            unit="voxel", unit_scale=True, disable=hidden,
+        ) as bar:  # fmt: skip
             lock = threading.Lock()
 
             def advance(values: int) -> None:
@@ -179,25 +188,48 @@ class Run:
             sink.progress = advance
             yield
 
-    def _complete_report(self, seconds: float) -> None:
-        report, store, states = self.report, self.store, self.reader.states
-        report.seconds = seconds
-        report.voxels = self.place.voxels * states.planes[0]
-        for worker in self.workers:
-            report.units += worker.times.units
-            report.computing += worker.times.computing
-            report.waiting_for_input += worker.times.waiting_for_input
-            report.waiting_for_output += worker.times.waiting_for_output
-        report.spilled_bytes = store.scratch.written_bytes
-        report.scratch_read_bytes = store.scratch.read_bytes
-        report.output_bytes = self.writer.voxels.written_bytes
-        if states.halo_bytes_needed:
-            report.halo_read_amplification = states.halo_bytes_read / states.halo_bytes_needed
-        report.peak_live_tiles = self.plan.peak_live_tiles
-        report.peak_state_bytes = store.peak_resident_bytes
-        report.peak_output_buffer_bytes = self.writer.voxels.peak_buffered_bytes
-        report.peak_host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        report.peak_device_bytes = device_peaks(self.denoisers)
+    def _done(self) -> int:
+        """Pixels of a plane, over windows and steps, that are done already: by earlier sessions or by being skipped."""
+        completed, done = self.plan.completed(), 0
+        for step in range(self.plan.steps):
+            active = self.plan.active_rectangle(step)
+            rows = _shared_lengths(active.y0, active.y1, self.plan.tile, self.plan.rows)
+            columns = _shared_lengths(active.x0, active.x1, self.plan.tile, self.plan.columns)
+            done += int(((completed > step).sum(axis=0) * np.outer(rows, columns)).sum())
+        return done
+
+    def _report(self) -> RunReport:
+        """What the run has cost so far."""
+        store, states, times = self.store, self.reader.states, [worker.times for worker in self.workers]
+        report = RunReport(
+            seconds=perf_counter() - self._start,
+            voxels=self.place.voxels * states.planes[0],
+            units=sum(one.units for one in times),
+            computing=sum(one.computing for one in times),
+            waiting_for_input=sum(one.waiting_for_input for one in times),
+            waiting_for_output=sum(one.waiting_for_output for one in times),
+            snapshot_seconds=self._snapshot_seconds,
+            snapshots=self._snapshots,
+            spilled_bytes=store.scratch.written_bytes,
+            scratch_read_bytes=store.scratch.read_bytes,
+            output_bytes=self.writer.voxels.written_bytes,
+            halo_bytes_needed=states.halo_bytes_needed,
+            halo_bytes_read=states.halo_bytes_read,
+            peak_live_tiles=self.plan.peak_live_tiles,
+            peak_state_bytes=store.peak_resident_bytes,
+            peak_output_buffer_bytes=self.writer.voxels.peak_buffered_bytes,
+            peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_device_bytes=device_peaks(self.denoisers),
+            extra_work=self.plan.extra_work,
+        )
+        return report.following(self.earlier) if self.earlier else report
+
+
+def _shared_lengths(start: int, end: int, tile: int, count: int) -> NDArray[np.int64]:
+    """How much of ``start:end`` lies in each of ``count`` tiles in a row."""
+    first = np.arange(count) * tile
+    lengths: NDArray[np.int64] = np.maximum(np.minimum(first + tile, end) - np.maximum(first, start), 0)
+    return lengths
 
 
 @contextmanager
@@ -212,7 +244,6 @@ def stop_signals() -> Iterator[list[int]]:
         if received:
             os._exit(128 + number)  # the last snapshot stands
         received.append(number)
-        logger.warning("stopping with a snapshot; once more stops at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -8,7 +8,6 @@ import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from teramind.files import named_error
 
 Block = NDArray[Any]
-BUFFERS = 2  # blocks on their way to the disk, and as many on their way back
+BUFFERS = 2  # blocks of a worker on their way to the disk, and as many on their way back
 PAGE = 4096  # slots start on pages of the disk
 
 
@@ -30,16 +29,15 @@ class Scratch:
     Attributes:
         written_bytes: bytes written so far.
         read_bytes: bytes read so far.
-        waited_write: seconds that callers waited for the writer.
-        waited_read: seconds that callers waited for the reader.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], slot_bytes: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], slot_bytes: int, workers: int = 1) -> None:
         """Make the file.
 
         Args:
             folder: where the file is made.
             slot_bytes: size of the largest block.
+            workers: how many store and load at once.
         """
         self.folder = Path(folder)
         self.slot_bytes = -(-slot_bytes // PAGE) * PAGE
@@ -50,17 +48,18 @@ class Scratch:
         self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="scratch-writer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="scratch-reader")
-        self._write_buffers = threading.Semaphore(BUFFERS)
+        self._write_buffers = threading.Semaphore(BUFFERS * workers)
+        self._most_reads = BUFFERS * workers
         self._writes: dict[int, Future[None]] = {}
         self._reads: dict[int, Future[Block]] = {}
         self._shapes: dict[int, tuple[tuple[int, ...], np.dtype[np.generic]]] = {}
+        self._failure: OSError | None = None
         self.written_bytes = self.read_bytes = 0
-        self.waited_write = self.waited_read = 0.0
 
     @property
-    def peak_bytes(self) -> int:
-        """The largest size of the file."""
-        return self._slots * self.slot_bytes
+    def used_bytes(self) -> int:
+        """Size of the slots that hold a block."""
+        return len(self._shapes) * self.slot_bytes
 
     def store(self, block: Block) -> int:
         """Write a block; the slot it goes to. The block must not change afterwards.
@@ -68,23 +67,20 @@ class Scratch:
         Raises:
             OSError: where an earlier write failed.
         """
-        start = perf_counter()
         self._write_buffers.acquire()
-        self.waited_write += perf_counter() - start
         with self._lock:
             slot = self._free.pop() if self._free else self._slots
             self._slots = max(self._slots, slot + 1)
             self._shapes[slot] = block.shape, block.dtype
-            failed = next((w for w in self._writes.values() if w.done() and w.exception()), None)
             self._writes[slot] = self._writer.submit(self._write, slot, np.ascontiguousarray(block))
-        if failed:
-            failed.result()
+        if self._failure:
+            raise self._failure
         return slot
 
     def prefetch(self, slot: int) -> None:
         """Start reading a block, if a buffer for it is free."""
         with self._lock:
-            if slot not in self._reads and len(self._reads) < BUFFERS and slot in self._shapes:
+            if slot not in self._reads and len(self._reads) < self._most_reads and slot in self._shapes:
                 self._reads[slot] = self._reader.submit(self._read, slot)
 
     def load(self, slot: int) -> Block:
@@ -93,12 +89,9 @@ class Scratch:
         Raises:
             OSError: where writing or reading it failed.
         """
-        start = perf_counter()
         with self._lock:
             pending = self._reads.pop(slot, None) or self._reader.submit(self._read, slot)
-        block = pending.result()
-        self.waited_read += perf_counter() - start
-        return block
+        return pending.result()
 
     def release(self, slot: int) -> None:
         """Forget a block."""
@@ -126,7 +119,8 @@ class Scratch:
                 view, offset = view[count:], offset + count
                 self.written_bytes += count
         except OSError as error:
-            raise named_error(error, self.folder / "scratch file", self.slot_bytes) from None
+            self._failure = named_error(error, self.folder / "scratch file", self.slot_bytes)
+            raise self._failure from None
         finally:
             self._write_buffers.release()
 

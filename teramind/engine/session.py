@@ -15,18 +15,29 @@ from teramind.engine.denoise import Denoiser
 from teramind.engine.inputs import GeneReader, Noise, StateReader
 from teramind.engine.lock import OutputLock
 from teramind.engine.plan import Rectangle, TilePlan
-from teramind.engine.report import RunReport, read_report, write_report
+from teramind.engine.report import RunReport, read_report, report_from, write_report
 from teramind.engine.run import Run, UnitReader
 from teramind.engine.scratch import Scratch
 from teramind.engine.sink import Placement
 from teramind.engine.sizes import StateSizes
-from teramind.engine.snapshot import FOLDER, Snapshot, has_snapshots, read_snapshot, remove_snapshots, write_snapshot
+from teramind.engine.snapshot import (
+    FOLDER,
+    Snapshot,
+    has_snapshots,
+    read_snapshot,
+    remove_leftovers,
+    remove_snapshots,
+    write_snapshot,
+)
 from teramind.engine.store import StateStore
 from teramind.errors import InputError
 from teramind.output.ome_zarr import OutputWriter, output_attributes
+from teramind.output.preview import save_preview
 
 logger = logging.getLogger(__name__)
+PREVIEW_NAME = "preview.png"
 WORTH_SAYING = 1.005  # extra work below this is not mentioned
+LONGEST = 120  # characters of two values that fit into a sentence; a hash or a panel of genes does not
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,8 @@ def carry_out(setup: Setup, output: Path, *, resume: bool, overwrite: bool) -> R
         InputError: where the output may not be written, or cannot be gone on with; it is as before then.
         Interrupted, ComputationError, OSError: see ``Run.execute``.
     """
+    if resume and overwrite:
+        raise InputError(f"{output} can be gone on with or be replaced: choose either --resume or --overwrite")
     with OutputLock(output):
         if resume and (done := _already_complete(setup, output)):
             return done
@@ -84,28 +97,34 @@ def carry_out(setup: Setup, output: Path, *, resume: bool, overwrite: bool) -> R
         plan = setup.plan(completed=snapshot.completed if snapshot else None)
         sizes = StateSizes.of(plan, setup.planes[0] * setup.planes[1], setup.denoisers[0].state_dtype.itemsize)
         memory = sizes.memory_for_tiles(setup.memory)
-        sizes.check_disk(output)
+        folder = setup.scratch or output / FOLDER
+        sizes.check_disk(output, folder, memory)
         if plan.extra_work > WORTH_SAYING:
             logger.info("computing the region's context as well costs x%.2f", plan.extra_work)
         if snapshot:
+            remove_leftovers(output)
             writer = OutputWriter.resume(output, snapshot.pending)
         else:
             writer = setup.create_output(setup.identity, overwrite or (resume and output.exists()))
-        folder = setup.scratch or output / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Scratch(folder, sizes.tile)
+        scratch = Scratch(folder, sizes.tile, len(setup.denoisers))
         try:
-            store = StateStore(memory, scratch, plan.patch // 2)
-            report = _run(setup, plan, store, writer, snapshot)
+            report = _run(setup, plan, StateStore(memory, scratch, plan.patch // 2), writer, snapshot)
             write_report(output, report)
+            _write_preview(output)
             writer.close()
-        except BaseException:
-            writer.abort()
-            raise
         finally:
+            writer.abort()  # after close() there is nothing left to end
             scratch.close()
         remove_snapshots(output)
         return report
+
+
+def _write_preview(output: Path) -> None:
+    """Put a picture of the image, all of whose pixels are written, into its folder."""
+    partial = output / FOLDER / PREVIEW_NAME
+    save_preview(partial, output)
+    partial.replace(output / PREVIEW_NAME)
 
 
 def _already_complete(setup: Setup, output: Path) -> RunReport | None:
@@ -134,8 +153,9 @@ def _run(setup: Setup, plan: TilePlan, store: StateStore, writer: OutputWriter, 
     states = StateReader(plan, store, place.windows, setup.noise, setup.planes, setup.denoisers[0].state_dtype)
     reader = UnitReader(states, setup.genes(plan=plan, windows=place.windows))
     report = Run(
-        plan, store, reader, writer, place, setup.denoisers, setup.identity, setup.snapshot_seconds, setup.progress
-    ).execute()
+        plan, store, reader, writer, place, setup.denoisers, setup.identity, setup.snapshot_seconds, setup.progress,
+        report_from(snapshot.report) if snapshot else None,
+    ).execute()  # fmt: skip
     if setup.skip is not None:
         report.skipped_tiles = int(setup.skip.sum())
         empty = sum(place.visible_voxels(*skipped, depth) for skipped in setup.skipped_tiles(plan.tile))
@@ -162,8 +182,9 @@ def _snapshot_to_resume(setup: Setup, output: Path) -> Snapshot | None:
 def _check_identity(setup: Setup, begun: Mapping[str, Any], output: Path) -> None:
     """An output is gone on with as it was begun."""
     for name, mine in setup.identity.items():
-        if begun.get(name) != mine:
-            raise InputError(
-                f"{output} was begun with {name} = {begun.get(name)!r} and cannot go on with {mine!r}; "
-                "use the same, or --overwrite"
-            )
+        theirs = begun.get(name)
+        if theirs != mine:
+            how = f"{name} = {theirs!r} and cannot go on with {mine!r}"
+            if len(how) > LONGEST:
+                how = f"another value of {name} and cannot go on with this one"
+            raise InputError(f"{output} was begun with {how}; use the same, or --overwrite")

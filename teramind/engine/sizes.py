@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teramind.engine.plan import TilePlan
+from teramind.engine.snapshot import snapshot_bytes
 from teramind.errors import InputError
 
+SHARD = 4096  # px, the side of the output's shards
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -23,12 +25,14 @@ class StateSizes:
         rim: of the rim of one version of a tile.
         line: tiles along the shorter side of what is computed.
         band: tiles that are alive at once, at most.
+        shards: of finished pixels in shards that are not complete, at most.
     """
 
     tile: int
     rim: int
     line: int
     band: int
+    shards: int
 
     @classmethod
     def of(cls, plan: TilePlan, planes: int, itemsize: int) -> StateSizes:
@@ -38,7 +42,19 @@ class StateSizes:
         line = min(rows, columns)
         tile = planes * plan.tile**2 * itemsize
         rim = int(tile * min(1.0, 2 * plan.patch / plan.tile))
-        return cls(tile, rim, line, min(line * (plan.steps + 1), rows * columns))
+        # Tiles finish line by line along the longer side, over two rows of shards at most; the pyramid doubles that.
+        height, width = plan.output.shape
+        shards = planes * min(height, width) * min(4 * SHARD, 2 * max(height, width))
+        return cls(tile, rim, line, min(line * (plan.steps + 1), rows * columns), shards)
+
+    @property
+    def snapshot(self) -> int:
+        """Bytes of a snapshot, at most: each live tile, the rim of its version before, and unfinished shards."""
+        return self.band * (self.tile + self.rim) + self.shards
+
+    def scratch(self, memory: int) -> int:
+        """Bytes of the scratch file, at most, with ``memory`` for whole tiles."""
+        return max(0, self.band * self.tile - memory)
 
     def memory_for_tiles(self, asked: int | str | None) -> int:
         """Bytes for whole tiles: what was asked for, or half of what is free, without what the rims may take.
@@ -56,20 +72,33 @@ class StateSizes:
             )
         return memory - rims
 
-    def check_disk(self, output: Path) -> None:
-        """There has to be room for two snapshots beside the output.
+    def check_disk(self, output: Path, scratch: Path, memory: int) -> None:
+        """There has to be room for two snapshots in the output, and for the scratch file in its folder.
+
+        Args:
+            output: the output's folder, or where it will be; snapshots that are there will make room for others.
+            scratch: the scratch file's folder, or where it will be.
+            memory: bytes for whole tiles; what is beyond goes to the scratch file.
 
         Raises:
             InputError: saying how much is missing.
         """
-        needed = 2 * self.band * (self.tile + self.rim)
-        folder = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise InputError(
-                f"{folder} has {free:,} bytes left and two snapshots of this run take up to {needed:,}: "
-                f"make room for {needed - free:,} more, or generate a smaller region"
-            )
+        snapshots, spilled = 2 * self.snapshot - snapshot_bytes(output), self.scratch(memory)
+        parts = [(_existing(output), snapshots, "two snapshots"), (_existing(scratch), spilled, "the scratch file")]
+        if parts[0][0].stat().st_dev == parts[1][0].stat().st_dev:
+            parts = [(parts[0][0], snapshots + spilled, "two snapshots and the scratch file")]
+        for folder, needed, what in parts:
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                raise InputError(
+                    f"{folder} has {free:,} bytes left and {what} of this run take up to {needed:,}: "
+                    f"make room for {needed - free:,} more, or generate a smaller region"
+                )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def parse_bytes(value: int | str) -> int:

@@ -1,7 +1,8 @@
 """Snapshots: everything a run needs to go on, in one file that is whole or not there.
 
 A snapshot is a zip of ``.npy`` members and one JSON, so that numpy alone can look into it and every member carries a
-checksum. It is written under another name, synced and renamed; the one before it is kept.
+checksum. It is written under another name, synced and renamed; the one before it is kept. There are never more than
+two on the disk, the one being written included.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import json
 import logging
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from teramind.engine.plan import Rectangle, Tile
 from teramind.engine.store import SavedTile, Strip
 from teramind.errors import InputError
-from teramind.files import appears_whole
+from teramind.files import appears_whole, named_error
 from teramind.ngff import Pending, PendingShard
 
 logger = logging.getLogger(__name__)
 
 FOLDER = ".teramind"  # in the output, gone when it is complete
 FORMAT_VERSION = 1
-KEPT = 2
 Array = NDArray[Any]
 
 
@@ -43,43 +42,78 @@ class Snapshot:
         completed: (windows, rows, columns) steps done of each tile.
         tiles: state that units will still read.
         pending: the output's unfinished shards.
+        report: what the run has cost so far.
+        nbytes: about what it takes on the disk.
     """
 
     identity: Mapping[str, Any]
     completed: NDArray[np.uint16]
     tiles: Iterator[SavedTile]
     pending: Pending
+    report: Mapping[str, Any] = field(default_factory=dict)
+    nbytes: int = 0
 
 
 def write_snapshot(output: Path, snapshot: Snapshot) -> Path:
-    """Write the next snapshot of an output and forget all but the last two.
+    """Write the next snapshot of an output beside the last one, and forget those before.
 
     Raises:
-        OSError: naming the file and what is missing where the disk is full; the snapshots before it stand.
+        OSError: naming the file and what is missing where the disk is full; the last snapshot stands.
     """
     folder = output / FOLDER
     folder.mkdir(exist_ok=True)
-    numbers = [number for number, _ in _existing(output)]
-    path = folder / f"snapshot-{max(numbers, default=0) + 1:06d}.zip"
-    with appears_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        _write_members(archive, snapshot)
-    for number in sorted(numbers)[: -(KEPT - 1)]:
-        (folder / f"snapshot-{number:06d}.zip").unlink()
+    existing = _existing(output)
+    for _, path in existing[:-1]:
+        path.unlink()
+    path = folder / f"snapshot-{existing[-1][0] + 1 if existing else 1:06d}.zip"
+    with appears_whole(path) as partial:
+        try:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+                _write_members(archive, snapshot)
+        except OSError as error:
+            if error.filename is not None:
+                raise  # about the scratch file, which is read for it
+            raise named_error(error, path, snapshot.nbytes) from None
     return path
 
 
 def read_snapshot(output: Path) -> Snapshot:
-    """The last whole snapshot of an output; that a torn one was passed over is said.
+    """The last whole snapshot of an output; that a torn one was passed over is said, and it is removed.
 
     Raises:
-        InputError: where there is none.
+        InputError: where there is none, or it was written by a newer version.
     """
+    torn: list[Path] = []
     for _, path in reversed(_existing(output)):
         try:
-            return _read(path)
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
+            snapshot = _read(path)
+        except InputError:
+            raise
+        except Exception as error:  # a zip with one wrong byte makes its reader fail in a dozen ways
             logger.warning("the snapshot %s is damaged (%s); going back to the one before it", path, error)
+            torn.append(path)
+            continue
+        for damaged in torn:  # it must not be the one that stays while the next is written
+            damaged.unlink()
+        return snapshot
     raise InputError(f"{output} has no whole snapshot to resume from; run again with --overwrite")
+
+
+def snapshot_bytes(output: Path) -> int:
+    """Bytes that the snapshots of an output take."""
+    return sum(path.stat().st_size for _, path in _existing(output))
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what snapshots that were cut off have left behind; the caller holds the output's lock."""
+    finished = {path for _, path in _existing(output)}
+    for entry in (output / FOLDER).glob("*"):
+        if entry in finished:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def has_snapshots(output: Path) -> bool:
@@ -129,6 +163,7 @@ def _write_members(archive: zipfile.ZipFile, snapshot: Snapshot) -> None:
         "tiles": tiles,
         "shards": shards,
         "levels": len(snapshot.pending.finished),
+        "report": snapshot.report,
     }
     archive.writestr("snapshot.json", json.dumps(about))
 
@@ -153,7 +188,8 @@ def _read(path: Path) -> Snapshot:
         ]
         finished = [_read_array(archive, f"finished-{level}") for level in range(about["levels"])]
         completed = _read_array(archive, "completed")
-    return Snapshot(about["identity"], completed, _read_tiles(path, about["tiles"]), Pending(finished, shards))
+    tiles = _read_tiles(path, about["tiles"])
+    return Snapshot(about["identity"], completed, tiles, Pending(finished, shards), about["report"])
 
 
 def _read_tiles(path: Path, entries: list[dict[str, Any]]) -> Iterator[SavedTile]:

@@ -119,12 +119,13 @@ class StateStore:
             if fits:
                 self._whole_bytes += values.nbytes
                 self._count(values.nbytes)
+            else:
+                self.spilled_blocks += 1
         if slot is not None:
             self.scratch.release(slot)
         if not fits:
             held.slot = self.scratch.store(values)
             held.block = None
-            self.spilled_blocks += 1
 
     def drop(self, tile: Tile) -> None:
         """Forget a tile's whole version, after its last unit; its rims stay for the neighbours."""
@@ -145,6 +146,11 @@ class StateStore:
             self._count(-sum(strip.values.nbytes for strip in rim))
             if held and not held.rims and held.block is None and held.slot is None:
                 del self._tiles[tile]
+
+    @property
+    def kept_bytes(self) -> int:
+        """All state, wherever it is."""
+        return self.resident_bytes + self.scratch.used_bytes
 
     def whole(self, tile: Tile) -> Strip:
         """The kept version of a tile, read back from the scratch file if it is there."""

@@ -144,7 +144,7 @@ def test_the_output_is_a_place_in_the_atlas(tmp_path, atlas_path, checkpoint_pat
     assert about["complete"] is True
     assert about["parameters"]["region"] == "64:96,32:64"
     assert json.loads((path / "teramind-report.json").read_text())["voxels"] == report.voxels == 2 * 2 * 32 * 32
-    assert sorted(entry.name for entry in path.iterdir()) == ["0", "teramind-report.json", "zarr.json"]
+    assert sorted(entry.name for entry in path.iterdir()) == ["0", "preview.png", "teramind-report.json", "zarr.json"]
 
 
 @pytest.mark.parametrize(
