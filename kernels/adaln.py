@@ -19,7 +19,7 @@ from teramind.kernels.language import (
     tl,
     voxel_of,
 )
-from teramind.kernels.launch import channel_rows, fitting_rows, next_power_of_2
+from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
 
 EPSILON = 1e-6
 MAX_CHANNELS = 4096  # a half-resolution voxel's channels are held in registers three times
@@ -97,7 +97,7 @@ def _adaptive_norm_triton(x: Tensor, weight: Tensor, scale: Tensor, shift: Tenso
         plan,
         out_ptr=out,
         x_ptr=x,
-        weight_ptr=weight.flatten(),
+        weight_ptr=channel_vector(weight),
         scale_ptr=scale,
         shift_ptr=shift,
         x_strides=x.stride()[:4],

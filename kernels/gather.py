@@ -26,7 +26,7 @@ from teramind.kernels.language import (
     tl,
     voxel_of,
 )
-from teramind.kernels.launch import channel_rows, fitting_rows, next_power_of_2
+from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
 
 EPSILON = 1e-6
 MAX_CHANNELS = 8192  # a voxel's channels are held in registers together
@@ -246,7 +246,7 @@ def _gather_norm_silu_triton(
         first_ptr=first,
         second_ptr=second,
         genes_ptr=level,
-        weight_ptr=weight.flatten(),
+        weight_ptr=channel_vector(weight),
         first_strides=first.stride()[:4],
         second_strides=second.stride()[:4],
         genes_strides=level.stride()[:4],

@@ -13,7 +13,7 @@ from teramind.kernels import launch
 from teramind.kernels.attention import attention_weights, store_weighted_values
 from teramind.kernels.dispatch import Implementation, Verdict, use_triton
 from teramind.kernels.language import jit, tl
-from teramind.kernels.launch import channel_rows, next_power_of_2
+from teramind.kernels.launch import channel_rows, channel_vector, next_power_of_2
 
 EPSILON = 1e-6
 SMALLEST_BLOCK = 16  # of a matrix unit, along every axis
@@ -150,7 +150,7 @@ def _gene_gene_attention_triton(query: Tensor, value: Tensor, weight: Tensor) ->
         out_ptr=out,
         query_ptr=query,
         value_ptr=value,
-        weight_ptr=weight.flatten(),
+        weight_ptr=channel_vector(weight),
         query_strides=query.stride()[:2],
         value_strides=value.stride()[:2],
         genes=genes,
@@ -175,7 +175,7 @@ def _gene_attention_rows_triton(query: Tensor, weight: Tensor, rows: Tensor) -> 
         plan,
         out_ptr=out,
         query_ptr=query,
-        weight_ptr=weight.flatten(),
+        weight_ptr=channel_vector(weight),
         selected_ptr=rows.contiguous(),
         query_strides=query.stride()[:2],
         genes=genes,

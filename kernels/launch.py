@@ -117,3 +117,8 @@ def fitting_rows(elements: int, row: int) -> int:
 def channel_rows(x: Tensor) -> Tensor:
     """``x`` with its channels next to each other: itself, or a copy where they are not."""
     return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def channel_vector(weight: Tensor) -> Tensor:
+    """The weights of a norm, stored in any shape, next to each other."""
+    return weight.flatten().contiguous()

@@ -20,7 +20,7 @@ from teramind.kernels.language import (
     tl,
     voxel_of,
 )
-from teramind.kernels.launch import channel_rows, fitting_rows, next_power_of_2
+from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
 
 EPSILON = 1e-6
 MAX_CHANNELS = 8192  # a voxel's channels are held in registers together
@@ -92,7 +92,7 @@ def _modulated_silu_triton(x: Tensor, weight: Tensor, scale: Tensor, shift: Tens
         plan,
         out_ptr=out,
         x_ptr=x,
-        weight_ptr=weight.flatten(),
+        weight_ptr=channel_vector(weight),
         scale_ptr=scale,
         shift_ptr=shift,
         x_strides=x.stride()[:4],

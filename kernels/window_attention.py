@@ -15,7 +15,7 @@ from teramind.kernels import launch
 from teramind.kernels.attention import attention_weights, store_weighted_values
 from teramind.kernels.dispatch import Implementation, Verdict, use_triton
 from teramind.kernels.language import jit, row_offsets, tl, voxel_of
-from teramind.kernels.launch import channel_rows, next_power_of_2
+from teramind.kernels.launch import channel_rows, channel_vector, next_power_of_2
 
 EPSILON = 1e-6
 SMALLEST_BLOCK = 16  # of a matrix unit, along every axis
@@ -146,8 +146,8 @@ def _gene_morph_attention_triton(
         query_ptr=query,
         key_ptr=key,
         value_ptr=value,
-        query_weight_ptr=query_weight.flatten(),
-        key_weight_ptr=key_weight.flatten(),
+        query_weight_ptr=channel_vector(query_weight),
+        key_weight_ptr=channel_vector(key_weight),
         query_strides=query.stride()[:4],
         key_strides=key.stride()[:4],
         value_strides=value.stride()[:4],
