@@ -88,7 +88,7 @@ def _adaptive_norm_triton(x: Tensor, weight: Tensor, scale: Tensor, shift: Tenso
     if out.numel() == 0:
         return out
     samples, height, width, slices, channels = x.shape
-    plan = launch.constants("adaptive_norm", x.device)
+    plan = launch.constants("adaptive_norm", x)
     voxels, row = height // 2 * (width // 2) * slices, next_power_of_2(channels)
     block = min(fitting_rows(plan.elements // 2, row), next_power_of_2(voxels))  # gain and shift stay beside the values
     launch.start(

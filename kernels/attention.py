@@ -1,8 +1,8 @@
 """Device functions of softmax attention with RMS-normalised queries and keys, which two kernels share.
 
-The norms are taken inside: a norm is a factor a row times a factor a channel, so q . k needs the raw products, both sums
-of squares, which the same pass over the channels gives, and the channel factors, which are put on the keys. All keys of
-a query are held at once, so there is no running softmax; channels pass in chunks, so that no width is too large.
+The norms are taken inside: a norm is a factor a row times a factor a channel, so q . k needs the raw products, both
+sums of squares, which the same pass over the channels gives, and the channel factors, which are put on the keys. All
+keys of a query are held at once, so there is no running softmax; channels pass in chunks, so that any width fits.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _gene_patches_triton(
     out = torch.zeros(patches, panel, slices, patch_bins, patch_bins, dtype=dtype, device=bins.device)
     if bins.numel() == 0 or out.numel() == 0:
         return out
-    plan = launch.constants("gene_patches", bins.device)
+    plan = launch.constants("gene_patches", bins)
     launch.start(
         _gene_patches_kernel,
         (-(-bins.numel() // plan.elements),),
@@ -153,11 +153,11 @@ def gene_patches(
             "lists of the same length"
         )
     if any(part.is_floating_point() for part in (bins, genes, counts)):
-        raise InputError(f"bins, genes and counts are {bins.dtype}, {genes.dtype} and {counts.dtype}; integers are needed")
+        raise InputError(
+            f"bins, genes and counts are {bins.dtype}, {genes.dtype} and {counts.dtype}; integers are needed"
+        )
     if patch_bins < 1 or shape[2] % patch_bins or shape[3] % patch_bins:
         raise InputError(f"a window of {shape[2]} x {shape[3]} bins does not consist of patches of {patch_bins}")
     if use_triton("gene_patches", implementation, (bins, genes, counts), Verdict(True)):
         return _gene_patches_triton(bins, genes, counts, shape, patch_bins, regions, dtype)
-    return gene_patches_reference(
-        bins, genes, counts, shape=shape, patch_bins=patch_bins, regions=regions, dtype=dtype
-    )
+    return gene_patches_reference(bins, genes, counts, shape=shape, patch_bins=patch_bins, regions=regions, dtype=dtype)

@@ -100,7 +100,7 @@ def _ddim_update_kernel(
     tile = tl.cast(tl.program_id(0) // blocks, tl.int64)
     block = tl.program_id(0) % blocks
     row = block // column_blocks * ROWS + tl.arange(0, ROWS)
-    column = block % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.cast(block % column_blocks, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     live = (row < planes * height)[:, None] & (column < width)[None, :]
     stain, z, y = voxel_of(row, slices, height)
     stain = stain.to(tl.int64)
@@ -146,7 +146,7 @@ def _ddim_update_triton(
     if out.numel() == 0:
         return out, finite.bool()
     tiles, stains, slices, height, width = x.shape
-    plan = launch.constants("ddim_update", x.device)
+    plan = launch.constants("ddim_update", x)
     columns = min(plan.elements, next_power_of_2(width))
     rows = plan.elements // columns
     row_blocks = -(-stains * slices * height // rows)
@@ -212,10 +212,11 @@ def ddim_update(
     if not 0 < alpha_cumprod < 1 or not alpha_cumprod < alpha_cumprod_next <= 1:
         raise InputError(f"abar goes from {alpha_cumprod} to {alpha_cumprod_next}; it has to rise within 0..1")
     if state_dtype not in (torch.float16, torch.float32) or quantise not in (None, "round", "truncate"):
-        raise InputError(f"state_dtype is {state_dtype} and quantise {quantise!r}: float16 or float32, round or truncate")
+        raise InputError(
+            f"state_dtype is {state_dtype} and quantise {quantise!r}; they have to be float16 or float32, and round, "
+            "truncate or None"
+        )
     limits = Verdict(x.dtype in FLOATS and eps.dtype in FLOATS, f"state and eps are {x.dtype} and {eps.dtype}")
     if use_triton("ddim_update", implementation, (x, eps), limits):
         return _ddim_update_triton(x, eps, alpha_cumprod, alpha_cumprod_next, state_dtype, quantise)
-    return ddim_update_reference(
-        x, eps, alpha_cumprod, alpha_cumprod_next, state_dtype=state_dtype, quantise=quantise
-    )
+    return ddim_update_reference(x, eps, alpha_cumprod, alpha_cumprod_next, state_dtype=state_dtype, quantise=quantise)

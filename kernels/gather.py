@@ -234,7 +234,7 @@ def _gather_norm_silu_triton(
     rows, columns = (grid[0] - 1, grid[1] - 1) if grid is not None else (1, 1)
     moved = [*(shifted if grid is not None else ()), False, False][:2]
     row = _block_channels(counts, written)
-    plan = launch.constants("gather_norm_silu", out.device)
+    plan = launch.constants("gather_norm_silu", out)
     voxels = side * side * slices
     block = min(fitting_rows(plan.elements, sum(row)), next_power_of_2(voxels))
     launch.start(
@@ -300,7 +300,7 @@ def gather_norm_silu(
     concatenate: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``SiLU(RMSNorm(cat(features, upsampled genes)))``, each input gathered from the encoder's grid where it lies there.
+    """``SiLU(RMSNorm(cat(features, upsampled genes)))``, inputs gathered from the encoder's grid where they lie there.
 
     Args:
         features: one or two tensors (N, P, P, Z, c). On the encoder's grid, N counts B regions of ``grid`` patches,
@@ -373,4 +373,6 @@ def _check_grid(
     counted = [*patches] + ([] if gene_patches is None else [gene_patches])
     regions = {divmod(count, each) for count, each in zip(counted, per_region, strict=True)}
     if len(regions) > 1 or any(rest for _, rest in regions):
-        raise InputError(f"a grid of {rows} x {columns} patches does not fit {counted} patches, shifted {tuple(shifted)}")
+        raise InputError(
+            f"a grid of {rows} x {columns} patches does not fit {counted} patches, shifted {tuple(shifted)}"
+        )

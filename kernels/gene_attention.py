@@ -108,7 +108,7 @@ def _gene_attention_rows_kernel(
 ):
     """QUERIES selected rows of one patch's attention matrix."""
     patch = tl.cast(tl.program_id(0), tl.int64)
-    index = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+    index = tl.cast(tl.program_id(1), tl.int64) * QUERIES + tl.arange(0, QUERIES)
     live = index < selected
     gene = tl.load(selected_ptr + index, mask=live, other=0).to(tl.int64)
     key = tl.arange(0, KEYS)
@@ -141,7 +141,7 @@ def _gene_gene_attention_triton(query: Tensor, value: Tensor, weight: Tensor) ->
     if out.numel() == 0:
         return out
     patches, genes, features = query.shape
-    plan = launch.constants("gene_gene_attention", query.device)
+    plan = launch.constants("gene_gene_attention", query)
     blocks = _blocks(plan, queries=genes, genes=genes, features=features)
     launch.start(
         _gene_gene_attention_kernel,
@@ -167,7 +167,7 @@ def _gene_attention_rows_triton(query: Tensor, weight: Tensor, rows: Tensor) -> 
     out = torch.empty((patches, len(rows), genes), dtype=torch.float32, device=query.device)
     if out.numel() == 0:
         return out
-    plan = launch.constants("gene_attention_rows", query.device)
+    plan = launch.constants("gene_attention_rows", query)
     blocks = _blocks(plan, queries=len(rows), genes=genes, features=features)
     launch.start(
         _gene_attention_rows_kernel,

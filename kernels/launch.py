@@ -51,10 +51,16 @@ _ATTENTION = {
     HOPPER: Launch(elements=4096, num_warps=4, num_stages=2, chunk=64),
 }
 # Up to 512 genes are keys of every query: 16 queries of them are 8192 weights, 32 a thread with 8 warps. Chunks of 32
-# features keep a pass of 512 keys at 32 KB in half precision, 64 KB in float32, so that two stages fit on both chips.
+# features keep a pass of 512 keys at 32 KB, so that two programs of two stages fit on both chips.
 _GENES = {
     AMPERE: Launch(elements=8192, num_warps=8, num_stages=2, chunk=32),
     HOPPER: Launch(elements=8192, num_warps=8, num_stages=2, chunk=32),
+}
+# No matrix unit computes float32 (TF32 is not float32): the products are multiply-adds on operands in registers. Chunks
+# of 16 and no second stage keep a thread at 80 to 182 registers; 32 channels or a second stage make it spill.
+_FLOAT32 = {
+    AMPERE: Launch(elements=4096, num_warps=8, chunk=16),
+    HOPPER: Launch(elements=4096, num_warps=8, chunk=16),
 }
 # Ten rounds of Philox and four normals take some 40 registers: small blocks keep many warps resident.
 _NOISE = {
@@ -86,10 +92,23 @@ TABLE: dict[str, dict[int, Launch]] = {
 }
 
 
-def constants(operation: str, device: torch.device) -> Launch:
-    """The row of the table for a device; in the interpreter, where there is none, that of Hopper."""
-    architecture = AMPERE if device.type == "cuda" and capability_of(device) < (9, 0) else HOPPER
-    return TABLE[operation][architecture]
+# Operations whose constants are others in float32.
+TABLE_FLOAT32: dict[str, dict[int, Launch]] = {
+    "gene_morph_attention": _FLOAT32,
+    "gene_gene_attention": _FLOAT32,
+    "gene_attention_rows": _FLOAT32,
+}
+
+
+def constants(operation: str, tensor: Tensor) -> Launch:
+    """The row for an operation that computes in the type of ``tensor``, on its device."""
+    table = TABLE_FLOAT32 if tensor.dtype == torch.float32 and operation in TABLE_FLOAT32 else TABLE
+    return table[operation][architecture_of(tensor.device)]
+
+
+def architecture_of(device: torch.device) -> int:
+    """The column of the tables for a device; in the interpreter, where there is none, that of Hopper."""
+    return AMPERE if device.type == "cuda" and capability_of(device) < (9, 0) else HOPPER
 
 
 def start(kernel: Any, grid: tuple[int, ...], launch: Launch, **arguments: Any) -> None:

@@ -83,7 +83,7 @@ def _modulated_silu_triton(x: Tensor, weight: Tensor, scale: Tensor, shift: Tens
     if out.numel() == 0:
         return out
     samples, height, width, slices, channels = x.shape
-    plan = launch.constants("modulated_silu", x.device)
+    plan = launch.constants("modulated_silu", x)
     voxels, row = height * width * slices, next_power_of_2(channels)
     block = min(fitting_rows(plan.elements, row), next_power_of_2(voxels))
     launch.start(

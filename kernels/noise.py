@@ -1,4 +1,4 @@
-"""Start noise that depends on seed, stain, slice, y and x alone, on a device: the field of ``teramind.diffusion.noise``.
+"""Start noise that depends on seed, stain, slice, y and x alone, on a device: that of ``teramind.diffusion.noise``.
 
 The random words equal those of the CPU bit for bit. The normals are computed in float32, with every operation rounded
 as written, and lie within 1e-6 of the CPU's, which are computed in float64; nothing here is a fast approximation.
@@ -45,9 +45,7 @@ def noise_field_reference(
     return normals.flatten(-3)[..., offset : offset + shape[3]].to(torch.float32).to(dtype)
 
 
-def _words(
-    seed: int, z0: int, y0: int, x0: int, shape: Shape, device: torch.device
-) -> tuple[Tensor, int]:
+def _words(seed: int, z0: int, y0: int, x0: int, shape: Shape, device: torch.device) -> tuple[Tensor, int]:
     """Philox4x32-10 of every group of 4 px that the box touches: int64 (S, Z, H, groups, 4), and the box's offset."""
     first, offset = divmod(x0, GROUP)
     extents = (*shape[:3], -(-(offset + shape[3]) // GROUP))
@@ -201,7 +199,7 @@ def _fill(operation: str, kernel: object, seed: int, z0: int, y0: int, x0: int, 
         return out
     stains, slices, height, width = out.shape
     first_group, offset = divmod(x0, GROUP)
-    plan = launch.constants(operation, out.device)
+    plan = launch.constants(operation, out)
     groups = plan.elements // GROUP
     launch.start(
         kernel,
@@ -223,7 +221,7 @@ def _fill(operation: str, kernel: object, seed: int, z0: int, y0: int, x0: int, 
 
 
 def _signed(word: int) -> int:
-    """The int32 with the bits of a word: one type of argument, whatever the value, so that nothing is compiled twice."""
+    """The int32 with the bits of a word: one type of argument, so that nothing is compiled twice."""
     return word - AXIS if word >= AXIS // 2 else word
 
 

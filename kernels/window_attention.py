@@ -134,7 +134,7 @@ def _gene_morph_attention_triton(
     if out.numel() == 0:
         return out
     patches, height, width, slices, channels = query.shape
-    plan = launch.constants("gene_morph_attention", query.device)
+    plan = launch.constants("gene_morph_attention", query)
     tokens, keys = height * width * slices // 4, _keys(key)
     key_block = max(SMALLEST_BLOCK, next_power_of_2(keys))
     queries = max(SMALLEST_BLOCK, min(plan.elements // key_block, next_power_of_2(tokens)))

@@ -34,9 +34,7 @@ UNSHIFTED = [
 
 def gather_inputs(random, dtype, counts, regions, side, slices, channels, genes, multiple):
     patches = {True: regions * counts[0], False: regions * counts[1]}
-    features = [
-        random(patches[moved], side, side, slices, c, dtype=dtype) for c, moved in zip(*channels, strict=True)
-    ]
+    features = [random(patches[moved], side, side, slices, c, dtype=dtype) for c, moved in zip(*channels, strict=True)]
     level = random(patches[True], side // 2, side // 2, slices, genes, dtype=dtype) if genes else None
     return features, level, random(sum(channels[0]) + genes, dtype=dtype), multiple
 
@@ -44,7 +42,19 @@ def gather_inputs(random, dtype, counts, regions, side, slices, channels, genes,
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize(("grid", "side", "slices", "channels", "genes", "shifted", "multiple"), SHIFTED)
 def test_gather_shifted(
-    run_triton, in_float64, assert_near, random, dtype, tolerance, grid, side, slices, channels, genes, shifted, multiple
+    run_triton,
+    in_float64,
+    assert_near,
+    random,
+    dtype,
+    tolerance,
+    grid,
+    side,
+    slices,
+    channels,
+    genes,
+    shifted,
+    multiple,
 ):
     counts = (grid[0] * grid[1], (grid[0] - 1) * (grid[1] - 1))
     inputs = gather_inputs(random, dtype, counts, 2, side, slices, (channels, shifted), genes, multiple)
