@@ -30,8 +30,8 @@ def gene_morph_attention_reference(
     """``gene_morph_attention`` in plain torch."""
     if key.shape[1] == query.shape[1]:
         value = value.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    q, k = (_norm(part, weight) for part, weight in ((query, query_weight), (key, key_weight)))
-    out = F.scaled_dot_product_attention(*map(_quadrants, (q, k, value)), scale=1 / query.shape[-1])
+    q, k = _quadrants(_norm(query, query_weight)), _quadrants(_norm(key, key_weight))
+    out = F.scaled_dot_product_attention(q, k, _quadrants(value), scale=1 / query.shape[-1])
     n, h, w, z, c = query.shape
     return out.reshape(n, 2, 2, h // 2, w // 2, z, c).transpose(2, 3).reshape(n, h, w, z, c)
 
