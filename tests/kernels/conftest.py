@@ -16,7 +16,7 @@ PLACES = ["interpreter", pytest.param("cuda", marks=pytest.mark.skipif(not torch
 
 
 @pytest.fixture(scope="session")
-def _interpreter():
+def interpreter():
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
@@ -29,7 +29,7 @@ def _interpreter():
 def run_triton(request):
     """``run_triton(operation, *args, **kwargs)``: on its kernels, outputs poisoned; the results on the CPU."""
     if request.param == "interpreter":
-        pool = request.getfixturevalue("_interpreter")
+        pool = request.getfixturevalue("interpreter")
         device = "cpu"
 
         def call(operation, *args, **kwargs):

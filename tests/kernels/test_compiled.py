@@ -63,14 +63,12 @@ def compile_case(compiler, case, dtype):
     return kernel
 
 
-def stack_bytes(kernel, tmp_path):
-    """Memory of a thread, where registers go that do not fit, from the compiled code itself."""
+def inspected(kernel, tmp_path, option):
+    """What Triton's own cuobjdump says of the compiled code."""
     binary = tmp_path / "kernel.cubin"
     binary.write_bytes(kernel.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
-    [stack] = re.findall(r"STACK:(\d+)", usage)
-    return int(stack)
+    return subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,7 +76,22 @@ def stack_bytes(kernel, tmp_path):
 def test_fits_the_chip(compiler, tmp_path, case, dtype):
     kernel = compile_case(compiler, case, dtype)
     assert kernel.metadata.shared <= SHARED_MEMORY[compiler.target.arch]
-    assert stack_bytes(kernel, tmp_path) == 0  # no registers are spilled
+    # Registers that do not fit are spilled to the stack.
+    assert re.findall(r"STACK:(\d+)", inspected(kernel, tmp_path, "-res-usage")) == ["0"]
+    if dtype == torch.float32:
+        assert "tf32" not in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "DDIM" in case.name], ids=lambda case: case.name)
+def test_ddim_update_rounds_every_product(compiler, tmp_path, case):
+    assert "FFMA" not in inspected(compile_case(compiler, case, torch.bfloat16), tmp_path, "-sass")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == "noise"], ids=lambda case: case.name)
+def test_noise_approximates_nothing(compiler, case):
+    code = compile_case(compiler, case, torch.float32).asm["ptx"]
+    assert "approx" not in code
+    assert "sqrt.rn.f32" in code
 
 
 @pytest.mark.parametrize("compiler", [launch.HOPPER], ids=["sm_90"], indirect=True)

@@ -116,3 +116,7 @@ def test_verdict_on_tensors(monkeypatch, capability, version, tensors, reason):
     verdict = dispatch.can_run(tensors)
     assert verdict.ok == (not reason)
     assert reason in verdict.reason
+
+
+def test_the_interpreter_starts_from_poisoned_memory(interpreter):
+    assert interpreter.submit(torch.empty, 3).result().isnan().all()
