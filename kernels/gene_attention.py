@@ -13,10 +13,9 @@ from teramind.kernels import launch
 from teramind.kernels.attention import attention_weights, store_weighted_values
 from teramind.kernels.dispatch import Implementation, Verdict, use_triton
 from teramind.kernels.language import jit, tl
-from teramind.kernels.launch import channel_rows, channel_vector, next_power_of_2
+from teramind.kernels.launch import SMALLEST_DOT, channel_chunk, channel_rows, channel_vector, next_power_of_2
 
 EPSILON = 1e-6
-SMALLEST_BLOCK = 16  # of a matrix unit, along every axis
 MOST_GENES = 512  # as keys, which the weights of the smallest block of queries leave registers for
 
 # ---- plain-torch reference -------------------------------------------------------------------------------------------
@@ -188,11 +187,11 @@ def _gene_attention_rows_triton(query: Tensor, weight: Tensor, rows: Tensor) -> 
 
 
 def _blocks(plan: launch.Launch, *, queries: int, genes: int, features: int) -> dict[str, Any]:
-    keys = max(SMALLEST_BLOCK, next_power_of_2(genes))
+    keys = max(SMALLEST_DOT, next_power_of_2(genes))
     return {
-        "QUERIES": max(SMALLEST_BLOCK, min(plan.elements // keys, next_power_of_2(queries))),
+        "QUERIES": max(SMALLEST_DOT, min(plan.elements // keys, next_power_of_2(queries))),
         "KEYS": keys,
-        "CHUNK": min(plan.chunk, max(SMALLEST_BLOCK, next_power_of_2(features))),
+        "CHUNK": channel_chunk(plan, features),
     }
 
 

@@ -35,6 +35,7 @@ class Launch:
 
 
 AMPERE, HOPPER = 80, 90
+SMALLEST_DOT = 16  # of a block that matrix units take, along every axis
 
 # Memory-bound kernels hold about 32 float32 values of every input in a thread's registers: enough loads in flight for
 # the memory's latency, few enough that two or more blocks fit a multiprocessor. Hopper, with 2.4 times the bandwidth of
@@ -44,14 +45,14 @@ _STREAM = {
     HOPPER: Launch(elements=8192, num_warps=8),
 }
 # Softmax weights are the largest thing in registers: 4096 (128 queries x 32 keys) is 32 a thread with 4 warps. Chunks
-# of 64 channels in half precision are 128-byte rows, the widest swizzle of shared memory; two stages of q and k (40 KB)
-# leave room for two programs and more a multiprocessor.
+# of 64 channels in half precision are 128-byte rows, the widest swizzle of shared memory; as compiled it is
+# 28 KB of shared memory and 126 registers a thread, so that four programs fit a multiprocessor.
 _ATTENTION = {
     AMPERE: Launch(elements=4096, num_warps=4, num_stages=2, chunk=64),
     HOPPER: Launch(elements=4096, num_warps=4, num_stages=2, chunk=64),
 }
 # Up to 512 genes are keys of every query: 16 queries of them are 8192 weights, 32 a thread with 8 warps. Chunks of 32
-# features keep a pass of 512 keys at 32 KB, so that two programs of two stages fit on both chips.
+# features keep a pass of 512 keys at 32 KB: as compiled 50 KB, two programs and more a multiprocessor.
 _GENES = {
     AMPERE: Launch(elements=8192, num_warps=8, num_stages=2, chunk=32),
     HOPPER: Launch(elements=8192, num_warps=8, num_stages=2, chunk=32),
@@ -62,7 +63,7 @@ _FLOAT32 = {
     AMPERE: Launch(elements=4096, num_warps=8, chunk=16),
     HOPPER: Launch(elements=4096, num_warps=8, chunk=16),
 }
-# Ten rounds of Philox and four normals take some 40 registers: small blocks keep many warps resident.
+# One Philox output, four normals, a thread: as compiled 24 to 28 registers, so that multiprocessors are full of warps.
 _NOISE = {
     AMPERE: Launch(elements=512, num_warps=4, fuse_multiply_add=False),
     HOPPER: Launch(elements=512, num_warps=4, fuse_multiply_add=False),
@@ -131,6 +132,12 @@ def next_power_of_2(value: int) -> int:
 def fitting_rows(elements: int, row: int) -> int:
     """How many rows, a power of two, a block of so many elements holds; at least one."""
     return 1 << max(1, elements // row).bit_length() - 1
+
+
+def channel_chunk(launch: Launch, channels: int) -> int:
+    """Channels a pass. Rows that are not made of 16 bytes are read element by element, each with its address."""
+    aligned = launch.chunk if channels % 8 == 0 else SMALLEST_DOT
+    return min(aligned, max(SMALLEST_DOT, next_power_of_2(channels)))
 
 
 def channel_rows(x: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from teramind.kernels import launch
 from teramind.kernels.attention import attention_weights, store_weighted_values
 from teramind.kernels.dispatch import Implementation, Verdict, use_triton
 from teramind.kernels.language import jit, row_offsets, tl, voxel_of
-from teramind.kernels.launch import channel_rows, channel_vector, next_power_of_2
+from teramind.kernels.launch import SMALLEST_DOT, channel_chunk, channel_rows, channel_vector, next_power_of_2
 
 EPSILON = 1e-6
-SMALLEST_BLOCK = 16  # of a matrix unit, along every axis
 MOST_KEYS = 512  # that the weights of the smallest block of queries leave registers for
 
 # ---- plain-torch reference -------------------------------------------------------------------------------------------
@@ -136,8 +135,8 @@ def _gene_morph_attention_triton(
     patches, height, width, slices, channels = query.shape
     plan = launch.constants("gene_morph_attention", query)
     tokens, keys = height * width * slices // 4, _keys(key)
-    key_block = max(SMALLEST_BLOCK, next_power_of_2(keys))
-    queries = max(SMALLEST_BLOCK, min(plan.elements // key_block, next_power_of_2(tokens)))
+    key_block = max(SMALLEST_DOT, next_power_of_2(keys))
+    queries = max(SMALLEST_DOT, min(plan.elements // key_block, next_power_of_2(tokens)))
     launch.start(
         _gene_morph_attention_kernel,
         (4 * patches, -(-tokens // queries)),
@@ -159,7 +158,7 @@ def _gene_morph_attention_triton(
         FULL_KEYS=key.shape[1] == height,
         QUERIES=queries,
         KEYS=key_block,
-        CHUNK=min(plan.chunk, max(SMALLEST_BLOCK, next_power_of_2(channels))),
+        CHUNK=channel_chunk(plan, channels),
     )
     return out
 

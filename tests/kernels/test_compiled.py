@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernel_cases import cases  # what is compiled here is what is measured there
+from teramind import kernels
 from teramind.kernels import dispatch, launch
 from teramind.kernels.dispatch import Verdict
 
@@ -80,6 +81,52 @@ def test_fits_the_chip(compiler, tmp_path, case, dtype):
     assert re.findall(r"STACK:(\d+)", inspected(kernel, tmp_path, "-res-usage")) == ["0"]
     if dtype == torch.float32:
         assert "tf32" not in kernel.asm["ptx"]
+
+
+def empty(*shape, dtype):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+# The widest a configuration can ask for, and channels that are no multiples of anything.
+EXTREMES = {
+    "512 x 512 image keys": lambda dtype: kernels.gene_morph_attention(
+        *[empty(2, 16, 16, 8, 256, dtype=dtype)] * 2,
+        empty(2, 8, 8, 8, 256, dtype=dtype),
+        *[empty(256, dtype=dtype)] * 2,
+        implementation="triton",
+    ),
+    "512 x 128 gene keys": lambda dtype: kernels.gene_morph_attention(
+        empty(2, 16, 16, 8, 485, dtype=dtype),
+        *[empty(2, 8, 8, 8, 485, dtype=dtype)] * 2,
+        *[empty(485, dtype=dtype)] * 2,
+        implementation="triton",
+    ),
+    "512 genes, 61 features": lambda dtype: kernels.gene_gene_attention(
+        *[empty(2, 512, 61, dtype=dtype)] * 2, empty(61, dtype=dtype), implementation="triton"
+    ),
+    "1253 channels": lambda dtype: kernels.gather_norm_silu(
+        [empty(2, 8, 8, 2, 512, dtype=dtype)] * 2,
+        empty(2, 4, 4, 2, 229, dtype=dtype),
+        empty(1253, dtype=dtype),
+        concatenate=True,
+        implementation="triton",
+    ),
+    "AdaLN of 4096 channels": lambda dtype: kernels.adaptive_norm(
+        empty(2, 4, 4, 2, 4096, dtype=dtype),
+        empty(4096, dtype=dtype),
+        *[empty(2, 2, 2, 2, 4096, dtype=dtype)] * 2,
+        implementation="triton",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_fit_the_chip(compiler, tmp_path, name, dtype):
+    EXTREMES[name](dtype)
+    [kernel] = compiler.kernels
+    assert kernel.metadata.shared <= SHARED_MEMORY[compiler.target.arch]
+    assert re.findall(r"STACK:(\d+)", inspected(kernel, tmp_path, "-res-usage")) == ["0"]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "DDIM" in case.name], ids=lambda case: case.name)
