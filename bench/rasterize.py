@@ -8,7 +8,7 @@
 
 The baseline is ``coo_array(...).tocsr()`` and ``sum_duplicates()`` on bin and gene indices that were computed before
 the clock started, as int32 (what it works fastest on) and as int64 (what index arithmetic gives unless one takes
-care). Ours starts from float32 coordinates. Best of n, the three taken in turn; the matrices are compared.
+care). Ours starts from float32 coordinates. Best of n, all contenders taken in turn; the matrices are compared.
 """
 
 from __future__ import annotations
@@ -84,19 +84,17 @@ def main():
     parser.add_argument("--transcripts", type=int, default=20_000_000, metavar="N")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     options = parser.parse_args()
-    print(
-        f"{options.transcripts:,} transcripts, {ROWS * COLUMNS:,} bins, {GENES} genes; best of {options.repeats};",
-        end=" ",
-    )
-    print(f"{len(os.sched_getaffinity(0))} CPUs, load {os.getloadavg()[0]:.1f}")
-    print("kind      stored  scipy int32  int64    1 thread           2 threads   (times int32 / int64)")
+    cpus, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"{options.transcripts:,} transcripts, {ROWS * COLUMNS:,} bins, {GENES} genes; best of {options.repeats}")
+    print(f"{cpus} CPUs, load {load:.1f}; ratios: to scipy with int32, with int64 indices")
+    print("kind         stored  scipy int32     int64  ours, 1 thread        ours, 2 threads")
     for generate in (tissue, uniform):
         best, stored = measure(*generate(options.transcripts, np.random.default_rng(0)), options.repeats)
-        row = f"{generate.__name__:8} {stored:9,}  {best['scipy32']:8.2f} s {best['scipy64']:6.2f} s"
+        row = f"{generate.__name__:8} {stored:10,} {best['scipy32']:10.2f} s {best['scipy64']:7.2f} s"
         for threads in (1, 2):
             seconds = best[threads]
-            row += f"  {seconds:6.3f} s {best['scipy32'] / seconds:4.1f} / {best['scipy64'] / seconds:4.1f}"
-        print(row)
+            row += f"  {seconds:6.3f} s {best['scipy32'] / seconds:5.1f} {best['scipy64'] / seconds:5.1f}"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

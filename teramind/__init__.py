@@ -7,6 +7,7 @@ neither torch nor zarr and touches no device.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -26,6 +27,26 @@ _HOME = {
     "training_loss": "teramind.diffusion.loss",
 }
 
+
+def _installed_path() -> list[str]:
+    """The installed package, where these sources are not it.
+
+    In a checkout, ``python -m teramind...`` finds the sources in the working directory before the installed package,
+    but only the latter holds the compiled core and the kernels.
+    """
+    here = Path(__file__).parent
+    if any(here.glob("_core.*.so")):
+        return []
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        installed = Path(str(distribution("teramind").locate_file("teramind")))
+    except PackageNotFoundError:
+        return []
+    return [str(installed)] if installed.is_dir() and installed != here else []
+
+
+__path__ += _installed_path()
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - every name is in the table above
 
 

@@ -57,8 +57,9 @@ def parity():
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real data beside a checkout (not part of it), or a skip that says so."""
-    folder = Path(os.environ.get("TERAMIND_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    """The folder of the real MERSCOPE sample: beside the checkout, else the one in it; or a skip that says so."""
+    beside = Path(os.environ.get("TERAMIND_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    folder = beside if beside.is_dir() else Path(__file__).parents[1] / "examples"
     if not (folder / "merscope_liver").is_dir():
         pytest.skip(f"the real MERSCOPE sample is not at {folder}; set TERAMIND_SHARED_DATA to its parent folder")
     return folder

@@ -10,11 +10,10 @@ import zarr
 
 from teramind.atlas.layout import IMAGES, Metadata
 from teramind.ngff import Channel, MultiscaleWriter, create_multiscale
+from teramind.ngff.colors import stain_colors
 
 SHARD = 4096
 CHUNK = 1024
-# Nuclei blue, the first counterstain green: what viewers of tissue expect.
-_COLORS = ("0000FF", "00FF00", "FF0000", "FF00FF", "00FFFF", "FFFF00")
 
 
 class ImageWriter:
@@ -35,7 +34,8 @@ class ImageWriter:
             pixel_size=(spacing, metadata.pixel_size, metadata.pixel_size),
             translation=(first_z, 0.0, 0.0),
             channels=[
-                Channel(stain, color=_COLORS[index % len(_COLORS)]) for index, stain in enumerate(metadata.stains)
+                Channel(stain, color)
+                for stain, color in zip(metadata.stains, stain_colors(metadata.stains), strict=True)
             ],
             name="images",
             chunk=CHUNK,

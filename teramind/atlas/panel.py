@@ -14,16 +14,26 @@ UNION, INTERSECTION = "union", "intersection"
 NAMES_SHOWN = 5
 
 
+def published_panels() -> dict[str, Path]:
+    """The gene lists that come with the package, in the order of the published checkpoints' gene axis."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "panels").glob("*.txt"))}
+
+
 def read_genes(path: str | Path) -> list[str]:
-    """Read gene names from a text file, one a line, in order.
+    """Read gene names from a text file, one a line, in order; or a list of ``published_panels`` by its name.
 
     Raises:
         InputError: if the file cannot be read, is empty or holds a name twice.
     """
+    panels = published_panels()
+    file = Path(path) if Path(path).exists() else panels.get(str(path), Path(path))
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the gene list {path} cannot be read ({error}); give a text file, one name a line") from error
+        raise InputError(
+            f"the gene list {path} cannot be read ({error}); give a text file, one name a line, or a published list: "
+            f"{', '.join(panels)}"
+        ) from error
     genes = [line.strip() for line in lines if line.strip()]
     if not genes:
         raise InputError(f"the gene list {path} is empty; give one name a line")

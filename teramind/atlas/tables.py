@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from teramind.errors import InputError
 
-# Bytes of CSV that one thread parses at once. 4 MiB is about 35,000 rows: large enough that the Python of a block costs
-# nothing, small enough that its arrays stay near the caches.
+# Bytes of CSV that one thread parses at once, about 35,000 rows.
 CSV_BLOCK_BYTES = 4 << 20
 # Bytes of CSV that all threads parse together.
 CSV_SEGMENT_BYTES = 64 << 20
-PARQUET_BATCH_ROWS = 1 << 17
+# Rows of a batch: arrays of half a MB, which the caches hold.
+BATCH_ROWS = 1 << 16
 
 Item = TypeVar("Item")
 Progress = Callable[[int], object]
@@ -103,14 +103,14 @@ class TranscriptTable:
             done = 0
             for start, end in _csv_segments(self.path):
                 rows = pa_csv.read_csv(file.get_stream(start, end - start), read, convert_options=convert)
-                # One dictionary and one batch a segment: the names are looked up once.
-                yield from rows.unify_dictionaries().combine_chunks().to_batches()
+                # What one thread parsed is a chunk; as one, all batches of the segment share a dictionary.
+                yield from rows.unify_dictionaries().combine_chunks().to_batches(max_chunksize=BATCH_ROWS)
                 progress(end - done)
                 done = end
 
     def _parquet_batches(self, numbers: list[str], words: list[str], progress: Progress) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path, read_dictionary=words) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[*numbers, *words]):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[*numbers, *words]):
                 yield batch
                 progress(batch.num_rows)
 

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teramind.model.layers import Conv, RMSNorm, UpConv, average_pool, upsample
+from teramind.model.layers import Conv, Linear, Pointwise, RMSNorm, UpConv, parts
+from teramind.model.norms import adaptive_norm, modulated_silu, norm_silu
+from teramind.model.resample import average_pool, concatenate, pairs, spread, upsample
 
 
 class TimeEmbedding(nn.Module):
@@ -35,7 +37,8 @@ class TimeEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Residual block on the channel-wise concatenation of its inputs, modulated by time.
 
-    ``resample`` is None, "down" (average pooling) or "up" (nearest), applied to both branches after norm and SiLU.
+    ``resample`` is None, "down" (average pooling) or "up" (nearest), applied to both branches after norm and SiLU; such
+    a block has one input.
     """
 
     def __init__(
@@ -50,24 +53,34 @@ class ResidualBlock(nn.Module):
         )
         for parameter in self.out_layers[3].parameters():
             nn.init.zeros_(parameter)  # a block starts as its skip connection
-        self.skip_connection = nn.Identity() if inputs == outputs else Conv(inputs, outputs, 1, 1)
+        self.skip_connection = nn.Identity() if inputs == outputs else Pointwise(inputs, outputs)
         self.resample = resample
 
-    def forward(self, features: list[Tensor], genes: Tensor | None, time: Tensor) -> Tensor:
-        """``features`` (N, H, W, Z, ci) each, ``genes`` (N, H/2, W/2, Z, cg), ``time`` (N, E) -> (N, H', W', Z, O)."""
-        norm, activation, conv = self.in_layers
-        parts = features if genes is None else [*features, upsample(genes)]
-        x = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]  # (N, H, W, Z, I)
-        h = activation(norm(x))  # (N, H, W, Z, I)
+    def modulation(self, time: Tensor) -> Tensor:
+        """Scale and shift of the second norm: (B, E) -> (B, 1, 1, 1, 2O)."""
+        return self.emb_layers(time)[:, None, None, None]
+
+    def forward(self, features: list[Tensor], genes: Tensor | None, modulation: Tensor) -> Tensor:
+        """``features`` (N, H, W, Z, ci) each, ``genes`` (N, H/2, W/2, Z, cg), ``modulation`` (N, 1, 1, 1, 2O).
+
+        Gives (N, H', W', Z, O).
+        """
+        norm, _, conv = parts(self.in_layers)
+        h = norm_silu(features, genes, norm.weight, conv.reads_planes(features[0]))  # (N, H, W, Z, I)
+        h = conv(average_pool(h) if self.resample == "down" else h)  # (N, H', W', Z, O)
+        scale, shift = modulation.chunk(2, dim=-1)  # (N, 1, 1, 1, O)
+        norm, _, dropout, conv = parts(self.out_layers)
+        h = dropout(modulated_silu(h, norm.weight, scale, shift, conv.reads_planes(h)))  # (N, H', W', Z, O)
+        return conv(h, onto=self._skip(features, genes))  # (N, H', W', Z, O)
+
+    def _skip(self, features: list[Tensor], genes: Tensor | None) -> Tensor:
         if self.resample == "down":
-            h, x = average_pool(h), average_pool(x)  # (N, H/2, W/2, Z, I)
-        h = conv(h)  # (N, H', W', Z, O)
+            return average_pool(features[0])
         if self.resample == "up":
-            x = upsample(x)  # (N, 2H, 2W, Z, O)
-        scale, shift = self.emb_layers(time)[:, None, None, None].chunk(2, dim=-1)  # (N, 1, 1, 1, O)
-        norm, activation, dropout, conv = self.out_layers
-        h = conv(dropout(activation(norm(h) * (1 + scale) + shift)))  # (N, H', W', Z, O)
-        return self.skip_connection(x) + h  # (N, H', W', Z, O)
+            return upsample(features[0])
+        if isinstance(self.skip_connection, Pointwise):
+            return self.skip_connection(features, genes)
+        return concatenate(features, genes)
 
 
 class MLP(nn.Module):
@@ -75,11 +88,11 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, 4 * channels)
-        self.fc2 = nn.Linear(4 * channels, channels)
+        self.fc1 = Linear(channels, 4 * channels)
+        self.fc2 = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C)
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # (..., C)
+        return self.fc2(self.fc1(x, gelu=True))  # (..., C)
 
 
 class GeneMorphAttention(nn.Module):
@@ -92,12 +105,12 @@ class GeneMorphAttention(nn.Module):
 
     def __init__(self, channels: int, keys: str) -> None:
         super().__init__()
-        self.q = nn.Linear(channels, channels)
-        self.k = nn.Linear(channels, channels)
-        self.v = nn.Linear(channels, channels)
+        self.q = Linear(channels, channels)
+        self.k = Linear(channels, channels)
+        self.v = Linear(channels, channels)
         self.q_norm = RMSNorm(channels)
         self.k_norm = RMSNorm(channels)
-        self.proj = nn.Linear(channels, channels)
+        self.proj = Linear(channels, channels)
         self.keys = keys
 
     def forward(self, x: Tensor, embed: Tensor) -> Tensor:  # (N, H, W, Z, C), (N, H/2, W/2, Z, C)
@@ -133,29 +146,20 @@ class GeneMorphBlock(nn.Module):
         self.attn = GeneMorphAttention(channels, keys)
         self.norm2 = RMSNorm(channels)
         self.mlp = MLP(channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(gene_channels, 7 * channels))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(gene_channels, 7 * channels))
 
     def forward(self, x: Tensor, genes: Tensor) -> Tensor:  # (N, H, W, Z, C), (N, H/2, W/2, Z, Cg)
         modulation = self.adaLN_modulation(genes)  # (N, H/2, W/2, Z, 7C)
         shift1, scale1, gate1, embed, shift2, scale2, gate2 = modulation.chunk(7, dim=-1)
-        x = x + scale_pairs(self.attn(modulate(self.norm1(x), shift1, scale1), embed), gate1)
-        return x + scale_pairs(self.mlp(modulate(self.norm2(x), shift2, scale2)), gate2)  # (N, H, W, Z, C)
+        h = self.attn(adaptive_norm(x, self.norm1.weight, scale1, shift1), embed)  # (N, H, W, Z, C)
+        x = add_gated(x, h, gate1)
+        h = self.mlp(adaptive_norm(x, self.norm2.weight, scale2, shift2))  # (N, H, W, Z, C)
+        return add_gated(x, h, gate2)  # (N, H, W, Z, C)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x * (1 + scale) + shift`` with shift and scale at half resolution."""
-    return (_pairs(x) * (1 + scale[:, :, None, :, None]) + shift[:, :, None, :, None]).reshape(x.shape)
-
-
-def scale_pairs(x: Tensor, gate: Tensor) -> Tensor:
-    """``x * gate`` with the gate at half resolution."""
-    return (_pairs(x) * gate[:, :, None, :, None]).reshape(x.shape)
-
-
-def _pairs(x: Tensor) -> Tensor:
-    """(N, H, W, Z, C) -> (N, H/2, 2, W/2, 2, Z, C)."""
-    n, h, w, z, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, z, c)
+def add_gated(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
+    """``x + h * gate`` for x and h (N, H, W, Z, C) with the gate (N, H/2, W/2, Z, C) at half resolution."""
+    return torch.addcmul(pairs(x), pairs(h), spread(gate)).reshape(x.shape)
 
 
 class GeneGeneAttention(nn.Module):
@@ -163,10 +167,10 @@ class GeneGeneAttention(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.q = nn.Linear(features, features)
-        self.v = nn.Linear(features, features)
+        self.q = Linear(features, features)
+        self.v = Linear(features, features)
         self.q_norm = RMSNorm(features)
-        self.proj = nn.Linear(features, features)
+        self.proj = Linear(features, features)
 
     def forward(self, counts: Tensor) -> Tensor:  # (N, G, F)
         q = self.q_norm(self.q(counts))  # (N, G, F)

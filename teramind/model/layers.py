@@ -3,23 +3,29 @@
 That layout is channels-last NCHW with ``Z*C`` channels, so that a convolution over two slices is a 2D convolution
 without a copy, while each voxel's C channels stay contiguous for norms, linear layers and attention. Weights keep the
 reference implementation's names and 3D shapes, so that its checkpoints load as they are.
+
+Each convolution has a plain form, which carries gradients and runs on any device, and one for inference on a CPU.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPSILON = 1e-6
-FOLDED_SLICES = 2  # up to this many slices, folding the z-taps into a 2D convolution multiplies less than conv3d does
+from teramind.model import onednn
+from teramind.model.derived import DerivingLayer, keeps_weights
+from teramind.model.norms import rms_norm
+from teramind.model.resample import concatenate, pairs, spread
+from teramind.model.slices import FOLDED_SLICES, PairWeights, fold_z, join_pairs, pair_weights, slice_pairs
 
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """``x * rsqrt(mean(x^2) + 1e-6) * weight`` over the last axis, statistics in float32."""
-    return F.rms_norm(x.float(), (x.shape[-1],), weight.flatten().float(), NORM_EPSILON).to(x.dtype)
+# Outputs from which on three convolutions in pairs are faster than a folded one of twice the channels on a CPU: fewer
+# do not fill its vectors. On 2 cores with AVX-512, 8 channels: 0.6x, 16: 1.2x, 64 and more: 1.3x.
+PAIRED_OUTPUTS = 16
 
 
 class RMSNorm(nn.Module):
@@ -33,11 +39,23 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight)  # (..., C)
 
 
-class Conv(nn.Module):
-    """Zero-padded convolution of size (kz, k, k) over ``(N, H, W, Z, C)``, each patch on its own.
+class Linear(DerivingLayer, nn.Linear):
+    """A linear layer; with ``gelu``, its tanh-GELU."""
 
-    ``kz`` is 1 or 3. The weight is (out, in, kz, k, k), as in a Conv3d.
-    """
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:  # (..., I)
+        if onednn.serves(x):
+            image = pixels(x)  # (1, I, 1, M)
+            packed = self.derived.get(
+                "packed", (self.weight,), lambda: onednn.pack(self.weight[:, :, None, None], image)
+            )
+            out = onednn.convolve(image, packed, self.bias, "gelu" if gelu else None)
+            return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)  # (..., O)
+        out = super().forward(x)
+        return F.gelu(out, approximate="tanh") if gelu else out  # (..., O)
+
+
+class Kernel(DerivingLayer):
+    """The parameters of a convolution of size (kz, k, k), as a Conv3d keeps them."""
 
     def __init__(self, inputs: int, outputs: int, kz: int, k: int) -> None:
         super().__init__()
@@ -47,95 +65,214 @@ class Conv(nn.Module):
         bound = 1 / math.sqrt(inputs * kz * k * k)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, H, W, Z, I)
-        weight = self.weight.to(x.dtype)  # a no-op but under autocast
-        bias = self.bias.to(x.dtype)
-        if weight.shape[-1] == 1 and weight.shape[2] == 1:
-            return F.linear(x, weight.flatten(1), bias)
-        if x.shape[3] > FOLDED_SLICES:
-            return convolve_slices(x, weight, bias)
-        return convolve_plane(x, fold_z(weight, x.shape[3]), bias)  # (N, H, W, Z, O)
+
+class Conv(Kernel):
+    """Zero-padded convolution over ``(N, H, W, Z, C)``, each patch on its own; ``kz`` is 1 or 3."""
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:  # (N, H, W, Z, I), (N, H, W, Z, O)
+        """The convolution, added to ``onto`` where given."""
+        if onednn.serves(x) and self._is_plane_by_plane(x.shape[3]):
+            return self._convolve_planes(x, onto)
+        if onednn.serves(x) and x.shape[3] % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS:
+            return self._convolve_pairs(x, onto)
+        out = convolve_folded(x, self) if x.shape[3] <= FOLDED_SLICES else convolve_slices(x, self.weight, self.bias)
+        return out if onto is None else onto + out  # (N, H, W, Z, O)
+
+    def reads_planes(self, x: Tensor) -> bool:
+        """Whether an input like ``x`` is best laid out plane by plane."""
+        slices = x.shape[3]
+        paired = slices % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS
+        return onednn.serves(x) and slices > 1 and (paired or self._is_plane_by_plane(slices))
+
+    def _is_plane_by_plane(self, slices: int) -> bool:
+        """Whether no slice reads another."""
+        return slices == 1 or self.weight.shape[2] == 1
+
+    def _convolve_planes(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """The slices as a batch."""
+        image = planes(x)  # (Z*N, I, H, W)
+        centre = self.weight.shape[2] // 2
+        packed = self.derived.get(
+            ("plane", image.shape[2:]), (self.weight,), lambda: onednn.pack(self.weight[:, :, centre], image)
+        )
+        if onto is None:
+            return unplanes(onednn.convolve(image, packed, self.bias), len(x))
+        return unplanes(onednn.add_convolution(image, packed, self.bias, planes(onto)), len(x))
+
+    def _convolve_pairs(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        even, odd, both = slice_pairs(x)  # (Z/2 * N, I, H, W) each
+        weights = self._pair_weights(x.shape[3], both, lambda kernel: onednn.pack(kernel, both))
+        shared = onednn.convolve(both, weights.both, self.bias)
+        to_even = onednn.add_convolution(odd, weights.to_even, None, shared)
+        to_odd = onednn.add_convolution_(even, weights.to_odd, None, shared)
+        if weights.from_below is not None and weights.from_above is not None:
+            n = len(x)
+            onednn.add_convolution_(odd[:-n], weights.from_below, None, to_even[n:])
+            onednn.add_convolution_(even[n:], weights.from_above, None, to_odd[:-n])
+        return join_pairs(to_even, to_odd, len(x), onto)  # (N, H, W, Z, O)
+
+    def _pair_weights(self, slices: int, image: Tensor, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
+        form = ("paired", slices > 2, image.shape[2:])
+        return self.derived.get(form, (self.weight,), lambda: pair_weights(self.weight, slices, prepare))
+
+
+class Pointwise(Kernel):
+    """A 1x1x1 convolution of a concatenation, which inference on a CPU does not build."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1, 1)
+
+    def forward(self, features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
+        """Features (N, H, W, Z, ci) and genes (N, H/2, W/2, Z, cg), their channels I together -> (N, H, W, Z, O)."""
+        if not onednn.serves(features[0]):
+            x = concatenate(features, genes)  # (N, H, W, Z, I)
+            return F.linear(x, self.weight.flatten(1).to(x.dtype), self.bias.to(x.dtype))
+        parts = [*features] if genes is None else [*features, genes]
+        first, *others = self.derived.get("packed", (self.weight,), lambda: self._pack(parts))
+        out = onednn.convolve(pixels(features[0]), first, self.bias)  # (1, O, 1, M)
+        for part, packed in zip(features[1:], others, strict=False):
+            onednn.add_convolution_(pixels(part), packed, None, out)
+        result = out.permute(0, 2, 3, 1).reshape(*features[0].shape[:-1], -1)  # (N, H, W, Z, O)
+        if genes is not None:
+            from_genes = onednn.convolve(pixels(genes), others[-1], None)
+            pairs(result).add_(spread(from_genes.permute(0, 2, 3, 1).reshape(*genes.shape[:-1], -1)))
+        return result
+
+    def _pack(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        widths = [part.shape[-1] for part in parts]
+        blocks = self.weight[:, :, 0].split(widths, dim=1)
+        return [onednn.pack(block.contiguous(), pixels(part)) for block, part in zip(blocks, parts, strict=True)]
 
 
 class UpConv(Conv):
-    """A ``Conv`` after nearest upsampling x2 in plane, as four 2x2 convolutions at the lower resolution."""
+    """A ``Conv`` after nearest upsampling x2 in plane, as one transposed convolution from the lower resolution.
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, h, w, Z, I)
-        n, h, w, z, _ = x.shape
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        phases = [
-            [convolve_padded(x, merge_taps(weight, row, column), bias, row, column) for column in (0, 1)]
-            for row in (0, 1)
-        ]
-        rows = [torch.stack(columns, dim=3) for columns in phases]  # 2 x (N, h, w, 2, Z, O)
-        return torch.stack(rows, dim=2).reshape(n, 2 * h, 2 * w, z, -1)  # (N, 2h, 2w, Z, O)
-
-
-def merge_taps(weight: Tensor, row: int, column: int) -> Tensor:
-    """The 2x2 kernel that acts on the lower resolution for output pixels of one parity.
-
-    Per axis, a 3-tap kernel (k0, k1, k2) on a nearest-upsampled signal is (k0, k1+k2) for even and (k0+k1, k2) for
-    odd outputs. ``weight`` is (O, I, kz, 3, 3); the result (O, I, kz, 2, 2).
+    Its 4x4 kernel with stride 2 multiplies what four 2x2 kernels, one for each parity of the output pixel, would.
     """
-    k0, k1, k2 = weight.unbind(-2)
-    weight = torch.stack((k0 + k1, k2) if row else (k0, k1 + k2), dim=-2)
-    k0, k1, k2 = weight.unbind(-1)
-    return torch.stack((k0 + k1, k2) if column else (k0, k1 + k2), dim=-1)
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:  # (N, h, w, Z, I), (N, 2h, 2w, Z, O)
+        if onednn.serves(x) and x.shape[3] % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS:
+            return self._convolve_pairs(x, onto)
+        out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self.weight, self.bias)
+        return out if onto is None else onto + out  # (N, 2h, 2w, Z, O)
+
+    def reads_planes(self, x: Tensor) -> bool:
+        return onednn.serves(x) and x.shape[3] > 1 and x.shape[3] % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS
+
+    def _convolve_pairs(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        even, odd, both = slice_pairs(x)  # (Z/2 * N, I, h, w) each
+        weights = self._pair_weights(
+            x.shape[3], both, lambda kernel: onednn.pack_doubling(doubling_kernel(kernel).contiguous(), both)
+        )
+        shared = onednn.convolve_doubling(both, weights.both, self.bias)
+        to_even = onednn.convolve_doubling(odd, weights.to_even, None).add_(shared)
+        to_odd = onednn.convolve_doubling(even, weights.to_odd, None).add_(shared)
+        if weights.from_below is not None and weights.from_above is not None:
+            n = len(x)
+            to_even[n:] += onednn.convolve_doubling(odd[:-n], weights.from_below, None)
+            to_odd[:-n] += onednn.convolve_doubling(even[n:], weights.from_above, None)
+        return join_pairs(to_even, to_odd, len(x), onto)  # (N, 2h, 2w, Z, O)
 
 
-def convolve_padded(x: Tensor, weight: Tensor, bias: Tensor, row: int, column: int) -> Tensor:
-    """A 2x2 convolution whose taps reach up and left for even outputs (0), down and right for odd ones (1)."""
-    below, right = row, column
-    padded = F.pad(x, (0, 0, 0, 0, 1 - right, right, 1 - below, below))
-    if x.shape[3] > FOLDED_SLICES:
-        return convolve_slices(padded, weight, bias, plane_padding=0)
-    return convolve_plane(padded, fold_z(weight, x.shape[3]), bias, padding=0)
+def doubling_kernel(weight: Tensor) -> Tensor:
+    """(O, I, ..., 3, 3) of a convolution after nearest upsampling -> (I, O, ..., 4, 4) of the transposed one.
+
+    Per axis, taps (k0, k1, k2) on a nearest-upsampled signal are (k0, k1+k2) on the signal for even outputs and
+    (k0+k1, k2) for odd ones.
+    """
+    for axis in (-2, -1):
+        k0, k1, k2 = weight.unbind(axis)
+        weight = torch.stack((k2, k1 + k2, k0 + k1, k0), dim=axis)
+    return weight.transpose(0, 1)
 
 
-def fold_z(weight: Tensor, slices: int) -> Tensor:
-    """(O, I, kz, k, k) with zero-padded z-taps -> the (Z*O, Z*I, k, k) block weight that acts on Z slices at once."""
-    outputs, inputs, kz, k, _ = weight.shape
-    reach = kz // 2
-    blocks = [
-        [
-            weight[:, :, source - target + reach]
-            if abs(source - target) <= reach
-            else weight.new_zeros(outputs, inputs, k, k)
-            for source in range(slices)
-        ]
-        for target in range(slices)
-    ]
-    return torch.cat([torch.cat(row, dim=1) for row in blocks], dim=0)
+def convolve_folded(x: Tensor, layer: Conv) -> Tensor:
+    """A convolution of (N, H, W, Z, I), its slices folded into channels."""
+    n, h, w, z, _ = x.shape
+    image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, H, W), channels last
+    bias = layer.bias.to(x.dtype).repeat(z)  # a no-op cast but under autocast
+    if onednn.serves(x):
+        packed = layer.derived.get(
+            ("folded", z, h, w), (layer.weight,), lambda: onednn.pack(fold_z(layer.weight, z), image)
+        )
+        out = onednn.convolve(image, packed, bias)  # (N, Z*O, H, W)
+    else:
+        out = F.conv2d(image, folded(layer, z, x.dtype), bias, padding=layer.weight.shape[-1] // 2)
+    return out.permute(0, 2, 3, 1).reshape(n, h, w, z, -1)
 
 
-def convolve_plane(x: Tensor, weight: Tensor, bias: Tensor, padding: int = 1) -> Tensor:
-    """A 2D convolution over (N, H, W, Z, C) with a z-folded weight (Z*O, Z*I, k, k)."""
-    n, h, w, z, c = x.shape
-    image = x.reshape(n, h, w, z * c).permute(0, 3, 1, 2)  # (N, Z*I, H, W), channels last
-    out = F.conv2d(image, weight, bias.repeat(z), padding=padding)  # (N, Z*O, H', W')
-    out = out.permute(0, 2, 3, 1)  # (N, H', W', Z*O)
-    return out.reshape(*out.shape[:3], z, -1)
+def folded(layer: Conv, slices: int, dtype: torch.dtype) -> Tensor:
+    """The layer's folded weight, kept where no gradient is asked for."""
+
+    def fold() -> Tensor:
+        return fold_z(layer.weight.to(dtype), slices)
+
+    if not keeps_weights():
+        return fold()
+    return layer.derived.get(
+        ("folded", slices), (layer.weight,), lambda: fold().contiguous(memory_format=torch.channels_last)
+    )
 
 
-def convolve_slices(x: Tensor, weight: Tensor, bias: Tensor, plane_padding: int = 1) -> Tensor:
-    """A 3D convolution over (N, H, W, Z, C); conv3d does not mind that its depth axis is our H."""
-    reach = weight.shape[2] // 2
+def convolve_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3D convolution over (N, H, W, Z, I); conv3d does not mind that its depth axis is our H."""
+    kz, k = weight.shape[2:4]
     out = F.conv3d(
         x.permute(0, 4, 1, 2, 3),  # (N, I, H, W, Z), channels last
-        weight.permute(0, 1, 3, 4, 2),  # (O, I, k, k, kz)
-        bias,
-        padding=(plane_padding, plane_padding, reach),
+        weight.to(x.dtype).permute(0, 1, 3, 4, 2),  # (O, I, k, k, kz)
+        bias.to(x.dtype),
+        padding=(k // 2, k // 2, kz // 2),
     )
-    return out.permute(0, 2, 3, 4, 1)  # (N, H', W', Z, O)
+    return out.permute(0, 2, 3, 4, 1)  # (N, H, W, Z, O)
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Nearest upsampling x2 in plane: (N, h, w, Z, C) -> (N, 2h, 2w, Z, C)."""
-    n, h, w, z, c = x.shape
-    return x[:, :, None, :, None].expand(n, h, 2, w, 2, z, c).reshape(n, 2 * h, 2 * w, z, c)
+def double_folded(x: Tensor, layer: UpConv) -> Tensor:
+    """``UpConv`` of (N, h, w, Z, I), its slices folded into channels."""
+    n, h, w, z, _ = x.shape
+    image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, h, w), channels last
+    bias = layer.bias.to(x.dtype).repeat(z)
+
+    def fold() -> Tensor:
+        return doubling_kernel(fold_z(layer.weight.to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
+
+    if onednn.serves(x):
+        packed = layer.derived.get(("doubling", z, h, w), (layer.weight,), lambda: onednn.pack_doubling(fold(), image))
+        out = onednn.convolve_doubling(image, packed, bias)  # (N, Z*O, 2h, 2w)
+    else:
+        kept = keeps_weights()
+        weight = layer.derived.get(("doubling", z), (layer.weight,), fold) if kept else fold()
+        out = F.conv_transpose2d(image, weight, bias, stride=2, padding=1)
+    return out.permute(0, 2, 3, 1).reshape(n, 2 * h, 2 * w, z, -1)
 
 
-def average_pool(x: Tensor) -> Tensor:
-    """Mean over 2x2 px: (N, H, W, Z, C) -> (N, H/2, W/2, Z, C)."""
-    n, h, w, z, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, z, c).mean(dim=(2, 4))
+def double_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``UpConv`` of (N, h, w, Z, I) in three dimensions."""
+    kernel = doubling_kernel(weight.to(x.dtype)).flip(2)  # (I, O, kz, 4, 4); a transposed convolution mirrors its taps
+    out = F.conv_transpose3d(
+        x.permute(0, 4, 1, 2, 3),  # (N, I, h, w, Z), channels last
+        kernel.permute(0, 1, 3, 4, 2),  # (I, O, 4, 4, kz)
+        bias.to(x.dtype),
+        stride=(2, 2, 1),
+        padding=(1, 1, weight.shape[2] // 2),
+    )
+    return out.permute(0, 2, 3, 4, 1)  # (N, 2h, 2w, Z, O)
+
+
+def planes(x: Tensor) -> Tensor:
+    """(N, H, W, Z, C) -> (Z*N, C, H, W), channels last; a view where ``x`` lies plane by plane in memory."""
+    return x.permute(3, 0, 1, 2, 4).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def unplanes(image: Tensor, patches: int) -> Tensor:
+    """The inverse of ``planes``: (Z*N, C, H, W) -> (N, H, W, Z, C), a view."""
+    return image.permute(0, 2, 3, 1).unflatten(0, (-1, patches)).permute(1, 2, 3, 0, 4)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """(..., C) -> an image (1, C, 1, M), channels last."""
+    return x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+def parts(block: nn.Module) -> list[Any]:
+    """The layers of a ``ModuleList`` or ``Sequential``."""
+    return [*cast(nn.Sequential, block)]

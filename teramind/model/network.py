@@ -5,10 +5,11 @@ Source: Tera-MIND (arXiv 2503.01220v3), as its published checkpoints were traine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from teramind.errors import InputError
 from teramind.model.blocks import GeneGeneBlock, GeneMorphBlock, ResidualBlock, TimeEmbedding
 from teramind.model.config import BIN_SIZE, ModelConfig
-from teramind.model.layers import Conv, RMSNorm, upsample
+from teramind.model.layers import Conv, RMSNorm, parts
+from teramind.model.norms import norm_silu
 from teramind.model.patches import cut, join, repeat_per_patch, shift, shift_between
+from teramind.model.resample import upsample
 
-# Patches that go through the encoder or decoder together at inference. On a CPU the activations of two patches of the
-# published size still fit the last-level cache; a GPU wants enough work to fill it.
-PATCH_BATCH = {"cpu": 2, "cuda": 1024}
+# Bytes of the widest activation of the patches that go through the encoder or decoder together at inference.
+BATCH_BYTES = {"cpu": 16 << 20, "cuda": 8 << 30}
+
+Modulation = dict[ResidualBlock, Tensor]
 
 
 class Encoded(NamedTuple):
@@ -126,9 +130,9 @@ class TeraMind(nn.Module):
 
     def _gene_levels(self, counts: Tensor) -> list[Tensor]:
         """(N, G, Zg, p, p) counts -> gene levels 0..3 before their upsampling, (N, h, h, Z, ch), h = p, 2p, 4p, 8p."""
-        [level0] = layers(self.rna_blocks[0])
+        [level0] = parts(self.rna_blocks[0])
         levels = [level0(counts).permute(0, 3, 4, 2, 1)]  # (N, p, p, Z, G)
-        for activation, conv in map(layers, self.rna_blocks[1:]):
+        for activation, conv in map(parts, self.rna_blocks[1:]):
             levels.append(conv(upsample(activation(levels[-1]))))  # (N, 2h, 2h, Z, ch)
         return levels
 
@@ -153,7 +157,7 @@ class TeraMind(nn.Module):
                 f"gene attention is defined for networks with gene_slices=4; this one has {self.config.gene_slices}"
             )
         counts = self._cut_genes(genes)  # (N, G, 4, p, p)
-        [block] = layers(self.rna_blocks[0])
+        [block] = parts(self.rna_blocks[0])
         matrices = []
         for kept in ((0, 1), (1, 2), (2, 3), (0, 1, 2, 3)):
             mask = torch.zeros(4, dtype=counts.dtype, device=counts.device)
@@ -167,35 +171,41 @@ class TeraMind(nn.Module):
 
     # ---- UNet ----------------------------------------------------------------------------------------------------
 
-    def _encode(self, image: Tensor, counts: Tensor, time: Tensor) -> Encoded:
-        """(N, P, P, Z, S), (N, G, Zg, p, p), (N, E) -> what the decoder reads."""
+    def _modulation(self, t: Tensor) -> Modulation:
+        """What every residual block makes of the timesteps: (B,) -> (B, 1, 1, 1, 2O) each."""
+        time = self.time_embed(t)  # (B, E)
+        return {block: block.modulation(time) for block in self.modules() if isinstance(block, ResidualBlock)}
+
+    def _encode(self, image: Tensor, counts: Tensor, modulation: Modulation) -> Encoded:
+        """(N, P, P, Z, S), (N, G, Zg, p, p), (N, 1, 1, 1, 2O) a block -> what the decoder reads."""
         genes = self._gene_levels(counts)
-        [first], *rest = map(layers, self.input_blocks)
+        [first], *rest = map(parts, self.input_blocks)
         h = first(image)  # (N, P, P, Z, C)
         skips = [h]
         for index, (residual, *attention) in enumerate(rest, start=1):
             level, position = divmod(index, self.config.res_blocks + 1)
             level_genes = genes[3 - level]
             is_down = level > 0 and position == 0
-            h = residual([h], None if is_down else level_genes, time)
+            h = residual([h], None if is_down else level_genes, modulation[residual])
             for block in attention:
                 h = block(h, level_genes)
             skips.append(h)
-        residual1, attention_block, residual2 = layers(self.middle_block)
-        h = residual1([h], genes[0], time)  # (N, P/8, P/8, Z, C3)
+        residual1, attention_block, residual2 = parts(self.middle_block)
+        h = residual1([h], genes[0], modulation[residual1])  # (N, P/8, P/8, Z, C3)
         h = attention_block(h, genes[0])
-        return Encoded(residual2([h], None, time), skips, genes)
+        return Encoded(residual2([h], None, modulation[residual2]), skips, genes)
 
-    def _decode(self, encoded: Encoded, time: Tensor) -> Tensor:
+    def _decode(self, encoded: Encoded, modulation: Modulation) -> Tensor:
         """Encoded patches -> predicted noise (N, P, P, Z, S)."""
         h = encoded.middle
-        for index, (residual, *others) in enumerate(map(layers, self.output_blocks)):
+        for index, (residual, *others) in enumerate(map(parts, self.output_blocks)):
             level = 3 - index // (self.config.res_blocks + 1)
             genes = encoded.genes[3 - level]
-            h = residual([h, encoded.skips[-1 - index]], genes, time)
+            h = residual([h, encoded.skips[-1 - index]], genes, modulation[residual])
             for block in others:
-                h = block(h, genes) if isinstance(block, GeneMorphBlock) else block([h], None, time)
-        return self.out(h)  # (N, P, P, Z, S)
+                h = block(h, genes) if isinstance(block, GeneMorphBlock) else block([h], None, modulation[block])
+        norm, _, conv = parts(self.out)
+        return conv(norm_silu([h], None, norm.weight, conv.reads_planes(h)))  # (N, P, P, Z, S)
 
     @overload
     def forward(self, x: Tensor, t: Tensor, genes: Tensor, paths: Literal["boundary"] = "boundary") -> Tensor: ...
@@ -209,14 +219,14 @@ class TeraMind(nn.Module):
         if paths == "boundary" and not torch.is_grad_enabled():
             return self._predict_by_rows(x, t, genes, rows, columns)
         image = cut(x.to(self.dtype), self.config.patch_size)  # (N, P, P, Z, S)
-        time = self.time_embed(t)  # (B, E)
-        encoded = self._encode(image, self._cut_genes(genes), repeat_per_patch(time, rows * columns))
+        modulation = self._modulation(t)
+        encoded = self._encode(image, self._cut_genes(genes), per_patch(modulation, rows * columns))
         shifted = encoded.map(lambda features: shift(features, rows, columns))
-        inner = repeat_per_patch(time, (rows - 1) * (columns - 1))
+        inner = per_patch(modulation, (rows - 1) * (columns - 1))
         boundary = join(self._decode(shifted, inner), rows - 1, columns - 1)  # (B, S, Z, H, W)
         if paths == "boundary":
             return boundary
-        unshifted = self._decode(encoded, repeat_per_patch(time, rows * columns))
+        unshifted = self._decode(encoded, per_patch(modulation, rows * columns))
         return boundary, join(unshifted, rows, columns)  # (B, S, Z, H+P, W+P)
 
     def _predict_by_rows(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
@@ -225,41 +235,55 @@ class TeraMind(nn.Module):
         The encoder runs once per patch; a row of decoder patches starts when the two rows it lies between are there.
         """
         size, bins = self.config.patch_size, self.config.patch_bins
-        time = self.time_embed(t)  # (B, E)
+        modulation = self._modulation(t)
+        encoder_row, decoder_row = per_patch(modulation, columns), per_patch(modulation, columns - 1)
         above: Encoded | None = None
         out = []
         for row in range(rows):
             image = cut(x[..., row * size : (row + 1) * size, :].to(self.dtype), size)
             counts = self._cut_genes(genes[..., row * bins : (row + 1) * bins, :])
-            below = self._encode_row(image, counts, repeat_per_patch(time, columns))
+            below = self._encode_row(image, counts, encoder_row)
             if above is not None:
                 pairs = above.map(partial(shift_between, regions=len(x), columns=columns), below)
-                noise = self._decode_row(pairs, repeat_per_patch(time, columns - 1))
+                noise = self._decode_row(pairs, decoder_row)
                 out.append(join(noise, 1, columns - 1))  # (B, S, Z, P, W)
             above = below
         return torch.cat(out, dim=-2)  # (B, S, Z, H, W)
 
-    def _encode_row(self, image: Tensor, counts: Tensor, time: Tensor) -> Encoded:
+    def _encode_row(self, image: Tensor, counts: Tensor, modulation: Modulation) -> Encoded:
         """``_encode`` a few patches at a time."""
-        first, *others = (self._encode(image[part], counts[part], time[part]) for part in self._batches(image))
+        first, *others = (
+            self._encode(image[part], counts[part], select(modulation, part)) for part in self._batches(image)
+        )
         return first.map(lambda *tensors: torch.cat(tensors), *others) if others else first
 
-    def _decode_row(self, encoded: Encoded, time: Tensor) -> Tensor:
+    def _decode_row(self, encoded: Encoded, modulation: Modulation) -> Tensor:
         """``_decode`` a few patches at a time."""
-        parts = self._batches(encoded.middle)
-        return torch.cat([self._decode(encoded.map(itemgetter(part)), time[part]) for part in parts])
+        return torch.cat(
+            [
+                self._decode(encoded.map(itemgetter(part)), select(modulation, part))
+                for part in self._batches(encoded.middle)
+            ]
+        )
 
     def patch_batch(self, device: torch.device) -> int:
         """Patches that go through encoder or decoder together at inference."""
-        return self._patch_batch or PATCH_BATCH.get(device.type, PATCH_BATCH["cuda"])
+        if self._patch_batch:
+            return self._patch_batch
+        config = self.config
+        channels = 2 * config.base_channels + config.gene_channels(0)  # of the widest input at full resolution
+        patch = config.patch_size**2 * config.slices * channels * self.dtype.itemsize
+        return max(1, BATCH_BYTES.get(device.type, BATCH_BYTES["cuda"]) // patch)
 
     def limit_patch_batch(self, patches: int) -> None:
         """Send at most so many patches through together, where memory is short. The result is the same."""
         self._patch_batch = patches
 
-    def _batches(self, patches: Tensor) -> Iterator[slice]:
-        size = self.patch_batch(patches.device)
-        return (slice(start, start + size) for start in range(0, len(patches), size))
+    def _batches(self, patches: Tensor) -> list[slice]:
+        """Parts of about equal size."""
+        count = -(-len(patches) // self.patch_batch(patches.device))
+        edges = [len(patches) * i // count for i in range(count + 1)]
+        return [slice(start, stop) for start, stop in pairwise(edges)]
 
     # ---- checks --------------------------------------------------------------------------------------------------
 
@@ -314,6 +338,11 @@ class TeraMind(nn.Module):
         self.load_state_dict(dict(state_dict))
 
 
-def layers(block: nn.Module) -> list[Any]:
-    """The layers of a ``ModuleList``."""
-    return [*cast(nn.ModuleList, block)]
+def per_patch(modulation: Modulation, patches: int) -> Modulation:
+    """Of regions -> of the patches of each."""
+    return {block: repeat_per_patch(values, patches) for block, values in modulation.items()}
+
+
+def select(modulation: Modulation, part: slice) -> Modulation:
+    """That of some patches."""
+    return {block: values[part] for block, values in modulation.items()}

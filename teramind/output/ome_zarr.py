@@ -18,7 +18,7 @@ from teramind import __version__
 from teramind.errors import InputError
 from teramind.files import appears_whole
 from teramind.ngff import Channel, MultiscaleWriter, Pending, create_multiscale
-from teramind.output.colors import stain_colors
+from teramind.ngff.colors import stain_colors
 
 KIND = "generated image"
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from teramind import InputError, ModelConfig, TeraMind
-from teramind.model import network
-from teramind.model.layers import Conv, UpConv, upsample
+from teramind.model.blocks import ResidualBlock
+from teramind.model.layers import Conv, UpConv
+from teramind.model.resample import upsample
 
 SMALL = {"genes": 5, "base_channels": 8, "channel_mult": (1, 2, 2, 2), "embed_channels": 16}
 
@@ -41,7 +42,10 @@ def inputs(config, rows=3, columns=2, batch=2):
     ],
 )
 def test_shapes_and_row_streaming(options, monkeypatch):
-    """Row by row, in small batches, the same values come out as from the whole region at once."""
+    """Row by row, in small batches, the same values come out as from the whole region at once.
+
+    Inference convolves slices in pairs where training does not: float32 differs by up to 2.3e-5 at 8 slices.
+    """
     net = make(**options)
     x, t, genes = inputs(net.config)
     whole, patch = net(x, t, genes, paths="both")
@@ -51,8 +55,8 @@ def test_shapes_and_row_streaming(options, monkeypatch):
     assert patch.shape == x.shape
     with torch.no_grad():
         for batch in (1, 3, 1000):
-            monkeypatch.setitem(network.PATCH_BATCH, "cpu", batch)
-            torch.testing.assert_close(net(x, t, genes), whole.detach(), rtol=0, atol=2e-5 * whole.std().item())
+            monkeypatch.setattr(net, "_patch_batch", batch)
+            torch.testing.assert_close(net(x, t, genes), whole.detach(), rtol=0, atol=5e-5 * whole.std().item())
 
 
 def test_image_keys_differ_from_gene_keys():
@@ -97,9 +101,7 @@ def test_convolution_equals_conv3d(slices, kz):
 def test_a_new_block_is_its_skip_connection():
     torch.manual_seed(0)
     net = TeraMind(ModelConfig(**SMALL, patch_size=32))
-    assert all(
-        not block.out_layers[3].weight.any() for block in net.modules() if isinstance(block, network.ResidualBlock)
-    )
+    assert all(not block.out_layers[3].weight.any() for block in net.modules() if isinstance(block, ResidualBlock))
 
 
 @pytest.mark.parametrize(

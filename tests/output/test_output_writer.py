@@ -11,7 +11,7 @@ import zarr
 from napari_ome_zarr import napari_get_reader
 
 from teramind.errors import InputError
-from teramind.output.colors import stain_colors
+from teramind.ngff.colors import stain_colors
 from teramind.output.ome_zarr import OutputWriter, output_attributes
 
 SHAPE = (2, 3, 1301, 1037)

@@ -34,7 +34,7 @@ def write(path, line_end="\n", last=True):
 @pytest.mark.parametrize("last", [True, False], ids=["", "no newline at the end"])
 def test_every_row_comes_once_and_in_order_wherever_the_file_is_cut(tmp_path, monkeypatch, name, segment, last):
     monkeypatch.setattr(tables, "CSV_SEGMENT_BYTES", segment)
-    monkeypatch.setattr(tables, "PARQUET_BATCH_ROWS", 100)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 100)
     table = write(tmp_path / name, last=last)
     x, genes, told = [], [], []
     for batch in table.batches(["x"], ["gene"], told.append):

@@ -1,0 +1,37 @@
+"""Half and double resolution in plane, for ``(N, H, W, Z, C)``, and concatenation with genes at half resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def concatenate(features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
+    """Features (N, H, W, Z, ci) and genes (N, H/2, W/2, Z, cg) -> (N, H, W, Z, I)."""
+    parts = [*features] if genes is None else [*features, upsample(genes)]
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest upsampling x2 in plane: (N, h, w, Z, C) -> (N, 2h, 2w, Z, C)."""
+    n, h, w, z, c = x.shape
+    return spread(x).expand(n, h, 2, w, 2, z, c).reshape(n, 2 * h, 2 * w, z, c)
+
+
+def pairs(x: Tensor) -> Tensor:
+    """(N, H, W, Z, C) -> (N, H/2, 2, W/2, 2, Z, C), a view."""
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+
+
+def spread(x: Tensor) -> Tensor:
+    """Half resolution, as it broadcasts against ``pairs``: (N, h, w, Z, C) -> (N, h, 1, w, 1, Z, C)."""
+    return x[:, :, None, :, None]
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """Mean over 2x2 px: (N, H, W, Z, C) -> (N, H/2, W/2, Z, C)."""
+    blocks = pairs(x)  # (N, H/2, 2, W/2, 2, Z, C)
+    top, bottom = (blocks[:, :, row, :, 0] + blocks[:, :, row, :, 1] for row in (0, 1))
+    return (top + bottom) * 0.25
