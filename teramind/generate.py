@@ -6,14 +6,18 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from teramind.errors import InputError
+
 if TYPE_CHECKING:
     from teramind.atlas.store import Atlas
     from teramind.engine.frame import Border
+    from teramind.engine.job import Options
     from teramind.engine.panel import Missing
     from teramind.engine.report import RunReport
 
@@ -88,9 +92,9 @@ def generate(
         Interrupted: after SIGTERM or SIGINT, with a snapshot taken.
         OSError: no room left on a disk.
     """
-    from teramind.engine.job import Job, Options
+    from teramind.engine.job import Job
 
-    options = Options(
+    options = run_options(
         roi=roi, slices=slices, border=border, steps=steps, seed=seed, device=device, dtype=dtype,
         state_dtype=state_dtype, noise=noise, tile=tile, memory=memory, skip_below=skip_below, quantise=quantise,
         genes=genes, missing_genes=missing_genes, workers=workers, snapshot_minutes=snapshot_minutes, scratch=scratch,
@@ -99,17 +103,39 @@ def generate(
     return Job(atlas, checkpoint, Path(output), options).run(resume=resume, overwrite=overwrite)
 
 
+def run_options(**given: Any) -> Options:
+    """The options of a run: those given, and the defaults of ``generate`` for the others.
+
+    Raises:
+        InputError: for a name that is none of them.
+    """
+    from teramind.engine.job import Options
+
+    defaults = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
+    known = {field.name: defaults[field.name] for field in fields(Options)}
+    if unknown := sorted(set(given) - set(known)):
+        raise InputError(f"there is no option {', '.join(unknown)}; the options of a run are {', '.join(known)}")
+    return Options(**known | given)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments: names and defaults are those of ``generate``."""
-    default = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
-
-    def option(name: str, text: str, **more: Any) -> None:
-        shown = "" if default[name] in (None, False) else f" (default: {default[name]})"
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default[name], help=text + shown, **more)
-
+    option = _adder(parser)
     parser.add_argument("atlas", help="atlas store (teramind ingest makes one)")
     parser.add_argument("output", help="folder to write, e.g. brain.ome.zarr")
     parser.add_argument("--checkpoint", required=True, help="network: .safetensors, or the reference's .ckpt")
+    add_run_options(parser)
+    option("resume", "go on with an unfinished output", action="store_true")
+    option("overwrite", "replace an output that is there", action="store_true")
+    option("snapshot_minutes", "time between snapshots", type=float)
+    option("scratch", "folder for state beyond --memory; the output's by default", metavar="FOLDER")
+    option("format", "ome-tiff writes one pyramidal OME-TIFF a slice as well", choices=("ome-zarr", "ome-tiff"))
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that decide what is computed and on what."""
+    option = _adder(parser)
     option("roi", "region in atlas px, ends exclusive; all by default", metavar="Y0:Y1,X0:X1")
     option("slices", "slices of the atlas, end exclusive; all by default", metavar="A:B")
     option(
@@ -125,15 +151,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("memory", "for state, e.g. 8G; by default half of what is free", metavar="BYTES")
     option("skip_below", "leave tiles empty with fewer transcripts in reach", type=int, metavar="N")
     option("quantise", "to uint8", choices=("round", "truncate"))
-    option("resume", "go on with an unfinished output", action="store_true")
-    option("overwrite", "replace an output that is there", action="store_true")
     option("genes", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
     option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
     option("workers", "tiles worked on at once on a CPU", type=int)
-    option("snapshot_minutes", "time between snapshots", type=float)
-    option("scratch", "folder for state beyond --memory; the output's by default", metavar="FOLDER")
-    option("format", "ome-tiff writes one pyramidal OME-TIFF a slice as well", choices=("ome-zarr", "ome-tiff"))
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+
+
+def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
+    """Adds an option with the default that it has in ``generate``."""
+    default = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
+
+    def option(name: str, text: str, **more: Any) -> None:
+        shown = "" if default[name] in (None, False) else f" (default: {default[name]})"
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default[name], help=text + shown, **more)
+
+    return option
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -343,6 +343,20 @@ class TilePlan:
         """The most tiles alive at once since the plan was made."""
         return int(self._schedule.counts()[3])
 
+    def pixels(self) -> tuple[int, int]:
+        """Pixels to compute, over all windows and steps, and how many of them are done, by units or by being skipped.
+
+        Units in flight count as not done.
+        """
+        completed, total, done = self.completed(), 0, 0
+        for step in range(self.steps):
+            active = self.active_rectangle(step)
+            rows = _shared_lengths(active.y0, active.y1, self.tile, self.rows)
+            columns = _shared_lengths(active.x0, active.x1, self.tile, self.columns)
+            total += active.area * self.windows
+            done += int(((completed > step).sum(axis=0) * np.outer(rows, columns)).sum())
+        return total, done
+
     @property
     def line_tiles(self) -> int:
         """Tiles in a line of the shorter side of what is computed; about ``steps + 1`` lines are alive at once."""
@@ -357,6 +371,13 @@ class TilePlan:
         """Pixels computed for one pixel of the output, over all steps; 1 without context. Skipped tiles count too."""
         computed = sum(self.active_rectangle(step).area for step in range(self.steps))
         return computed / (self.steps * self.output.area)
+
+
+def _shared_lengths(start: int, end: int, tile: int, count: int) -> NDArray[np.int64]:
+    """How much of ``start:end`` lies in each of ``count`` tiles in a row."""
+    first = np.arange(count) * tile
+    lengths: NDArray[np.int64] = np.maximum(np.minimum(first + tile, end) - np.maximum(first, start), 0)
+    return lengths
 
 
 def _check_tile(tile: int, patch: int) -> None:

@@ -172,31 +172,20 @@ class Run:
     @contextmanager
     def _progress(self, sink: Sink) -> Iterator[None]:
         """A bar of voxels; each step of a voxel counts for its part of it."""
-        steps, planes = self.plan.steps, int(np.prod(self.reader.states.planes))
-        area = sum(self.plan.active_rectangle(step).area for step in range(steps))
+        total, done = self.plan.pixels()
+        voxels = int(np.prod(self.reader.states.planes)) / self.plan.steps  # of the output, for a pixel of a step
         hidden = not (self.show_progress and sys.stderr.isatty())
         with tqdm(
-            total=round(area * planes * self.plan.windows / steps), initial=round(self._done() * planes / steps),
-            unit="voxel", unit_scale=True, disable=hidden,
-        ) as bar:  # fmt: skip
+            total=round(total * voxels), initial=round(done * voxels), unit="voxel", unit_scale=True, disable=hidden
+        ) as bar:
             lock = threading.Lock()
 
             def advance(values: int) -> None:
                 with lock:
-                    bar.update(values / steps)
+                    bar.update(values / self.plan.steps)
 
             sink.progress = advance
             yield
-
-    def _done(self) -> int:
-        """Pixels of a plane, over windows and steps, that are done already: by earlier sessions or by being skipped."""
-        completed, done = self.plan.completed(), 0
-        for step in range(self.plan.steps):
-            active = self.plan.active_rectangle(step)
-            rows = _shared_lengths(active.y0, active.y1, self.plan.tile, self.plan.rows)
-            columns = _shared_lengths(active.x0, active.x1, self.plan.tile, self.plan.columns)
-            done += int(((completed > step).sum(axis=0) * np.outer(rows, columns)).sum())
-        return done
 
     def _report(self) -> RunReport:
         """What the run has cost so far."""
@@ -223,13 +212,6 @@ class Run:
             extra_work=self.plan.extra_work,
         )
         return report.following(self.earlier) if self.earlier else report
-
-
-def _shared_lengths(start: int, end: int, tile: int, count: int) -> NDArray[np.int64]:
-    """How much of ``start:end`` lies in each of ``count`` tiles in a row."""
-    first = np.arange(count) * tile
-    lengths: NDArray[np.int64] = np.maximum(np.minimum(first + tile, end) - np.maximum(first, start), 0)
-    return lengths
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """A plane of the published size: what is made before the first unit takes little time and memory."""
 
-import inspect
 import time
 import tracemalloc
-from dataclasses import fields
 
 import pytest
 import torch
@@ -11,9 +9,9 @@ from scipy.sparse import csr_array
 
 from teramind import ModelConfig, TeraMind, save_checkpoint
 from teramind.atlas.writer import STRIP_BINS, AtlasWriter
-from teramind.engine.job import Job, Options
+from teramind.engine.job import Job
 from teramind.engine.sizes import StateSizes
-from teramind.generate import generate
+from teramind.generate import run_options
 
 SHAPE = (73216, 105984)
 GENES = ["a", "b", "c"]
@@ -48,16 +46,11 @@ def network(tmp_path_factory):
     return path
 
 
-def options(**changed):
-    defaults = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
-    return Options(**{field.name: defaults[field.name] for field in fields(Options)} | changed)
-
-
 @pytest.mark.parametrize("skip_below", [None, 1])
 def test_setting_up_is_quick_and_small(large_atlas, network, tmp_path, skip_below):
     tracemalloc.start()
     start = time.perf_counter()
-    job = Job(large_atlas, network, tmp_path / "x.ome.zarr", options(skip_below=skip_below, tile=1024))
+    job = Job(large_atlas, network, tmp_path / "x.ome.zarr", run_options(skip_below=skip_below, tile=1024))
     setup = job.setup()
     plan = setup.plan(completed=None)
     seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
@@ -74,7 +67,7 @@ def test_setting_up_is_quick_and_small(large_atlas, network, tmp_path, skip_belo
 
 
 def test_the_first_units_read_noise_alone(large_atlas, network, tmp_path):
-    setup = Job(large_atlas, network, tmp_path / "x.ome.zarr", options(tile=1024)).setup()
+    setup = Job(large_atlas, network, tmp_path / "x.ome.zarr", run_options(tile=1024)).setup()
     plan = setup.plan(completed=None)
     units = [plan.claim()[0] for _ in range(3)]
     assert [unit[1:] for unit in units] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]  # along the shorter side
@@ -84,7 +77,7 @@ def test_the_first_units_read_noise_alone(large_atlas, network, tmp_path):
 
 
 def test_the_output_is_made_without_its_voxels(large_atlas, network, tmp_path):
-    setup = Job(large_atlas, network, tmp_path / "x.ome.zarr", options(tile=1024)).setup()
+    setup = Job(large_atlas, network, tmp_path / "x.ome.zarr", run_options(tile=1024)).setup()
     tracemalloc.start()
     writer = setup.create_output(setup.identity, False)
     _, peak = tracemalloc.get_traced_memory()
