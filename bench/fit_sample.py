@@ -3,9 +3,9 @@
     python bench/fit_sample.py ATLAS.zarr OUT.safetensors --minutes 20
 
 The network learns the very tissue it will be asked for: what comes out shows that the machinery works, not that
-anything was learned about other tissue. Timesteps are drawn in proportion to min((1-abar)/abar, 20) instead of uniformly,
-which is the same as weighting the loss so: the error of the predicted image counts and not that of the noise, and a short
-fit spends its time where the genes matter, at high noise.
+anything was learned about other tissue. Timesteps are drawn in proportion to min((1-abar)/abar, 20) instead of
+uniformly, which is the same as weighting the loss so: the error of the predicted image counts and not that of the
+noise, and a short fit spends its time where the genes matter, at high noise.
 """
 
 import argparse
