@@ -10,6 +10,7 @@ which is the same as weighting the loss so: a short fit spends its time where th
 import argparse
 import copy
 import math
+import re
 import time
 from pathlib import Path
 
@@ -91,6 +92,13 @@ def start_as_identity(net: TeraMind, constant: float = 8.0) -> None:
             out.weight[stain, channel, 0, 1, 1] = sign * constant / math.sqrt(channels)
     first.bias[2 * stains] = constant
     last.weight[:, channels : 2 * channels, 0, 0, 0] = torch.eye(channels)
+    # torch's own start shrinks what passes a layer by sqrt(3) and SiLU halves it: after five layers a hundredth of the
+    # genes would be left, and the network would learn for long without them.
+    for name, weight in net.named_parameters():
+        if name.endswith("weight") and (".down_z." in name or re.match(r"rna_blocks\.[123]\.", name)):
+            weight.mul_(math.sqrt(6))
+        elif name.endswith("adaLN_modulation.1.weight"):
+            weight.mul_(math.sqrt(3))
 
 
 def save(arguments: argparse.Namespace, atlas: Atlas, net: TeraMind, weights: list[torch.Tensor], step: int) -> None:

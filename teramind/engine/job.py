@@ -81,6 +81,8 @@ class Job:
         self, atlas: Atlas | str | os.PathLike[str], checkpoint: str | os.PathLike[str], output: Path, options: Options
     ) -> None:
         self.options, self.output, self.checkpoint = options, output, Path(checkpoint)
+        if options.workers < 1:
+            raise InputError(f"{options.workers} workers cannot work: give at least 1")
         self.atlas = atlas if isinstance(atlas, Atlas) else Atlas.open(atlas)
         self.net, self.meta = load_checkpoint(checkpoint)
         self.config = self.net.config
@@ -136,9 +138,6 @@ class Job:
     def _denoisers(self) -> list[Denoiser]:
         """One for each GPU, or as many as there are CPU workers around one network."""
         options = self.options
-        if options.workers < 1:
-            raise InputError(f"{options.workers} workers cannot work: give at least 1")
-
         def on(device: torch.device, net: TeraMind) -> NetworkDenoiser:
             return NetworkDenoiser(net, device, options.dtype, options.steps, options.state_dtype, options.quantise)
 

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -74,6 +75,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
             fill()
             if full == "snapshot":  # it is taken at this signal
                 os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)  # until it is seen: the units after this one would fill the disk with output
 
     setup = partial(toy.setup, path, seconds=0.001, scratch=scratch, **options)
 

@@ -1,0 +1,109 @@
+"""One step of a 512-px region at the published size on a CPU: seconds, peak memory and error against the baseline.
+
+Usage: ``python bench/model_cpu.py [--threads N]``. The baseline is ``plain_baseline`` in float32, run once; the network
+runs in float32 and bfloat16. Each runs in a process of its own, after a small region that warms it up (and lays out the
+network's weights, which its memory includes). No speed-up is printed for a result that is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from plain_baseline import PlainNetwork
+from torch import Tensor
+
+from teramind.model.config import BIN_SIZE, ModelConfig
+from teramind.model.network import TeraMind
+
+SIDE = 512  # px
+# Largest deviation from the baseline in units of its standard deviation that counts as the same result.
+ERRORS = {"float32": 1e-4, "bfloat16": 0.25}
+REPEATS = {"baseline": 1, "teramind": 3}
+
+
+def network(dtype: torch.dtype) -> TeraMind:
+    """The published size with random weights that keep activations at their scale."""
+    with torch.device("meta"):
+        net = TeraMind(ModelConfig())
+    net.to_empty(device="cpu").to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in net.parameters():
+            values = torch.randn(weight.shape, generator=generator)
+            is_norm = weight.numel() == max(weight.shape) and weight.ndim in (1, 4)
+            weight.copy_(1 + 0.1 * values if is_norm else values / weight[0].numel() ** 0.5)
+    return net.eval()
+
+
+def region(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random image with its halo, a timestep and counts."""
+    config = ModelConfig()
+    side += config.patch_size
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, config.stains, config.slices, side, side, generator=generator)
+    rate = torch.full((1, config.genes, config.gene_slices, side // BIN_SIZE, side // BIN_SIZE), 0.7)
+    return x, torch.tensor([603]), torch.poisson(rate, generator=generator)
+
+
+@torch.no_grad()
+def measure(what: str, dtype: str, file: Path) -> None:
+    """Run one variant; times and memory go to stdout as JSON, the result to a file."""
+    net = network(getattr(torch, dtype))
+    if what == "baseline":
+        run = PlainNetwork(net.config, net.state_dict()).step
+        run(*region(256))
+    else:
+        run = net
+        run(*region(64))
+    inputs = region(SIDE)
+    seconds = []
+    for _ in range(REPEATS[what]):
+        begin = time.perf_counter()
+        eps = run(*inputs)
+        seconds.append(time.perf_counter() - begin)
+    torch.save(eps.float(), file)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": seconds, "peak_gb": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--variant", nargs=3, metavar=("WHAT", "DTYPE", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.variant:
+        what, dtype, file = arguments.variant
+        measure(what, dtype, Path(file))
+        return
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {SIDE} px, one step, published size")
+    print(f"{'':20} {'best s':>8} {'median s':>9} {'times faster':>13} {'peak GB':>8} {'error':>9}")
+    baseline: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for what, dtype in (("baseline", "float32"), ("teramind", "float32"), ("teramind", "bfloat16")):
+            file = Path(folder) / f"{what}-{dtype}.pt"
+            command = [sys.executable, __file__, "--threads", str(arguments.threads)]
+            done = subprocess.run([*command, "--variant", what, dtype, file], check=True, stdout=subprocess.PIPE)
+            result = json.loads(done.stdout.splitlines()[-1])
+            best, median = min(result["seconds"]), sorted(result["seconds"])[len(result["seconds"]) // 2]
+            eps = torch.load(file)
+            if what == "baseline":
+                baseline, expected = {"seconds": best}, eps
+            error = ((eps - expected).abs().max() / expected.std()).item()
+            ratio = f"{baseline['seconds'] / best:.1f}" if error <= ERRORS[dtype] else "wrong"
+            print(
+                f"{what + ' ' + dtype:20} {best:8.2f} {median:9.2f} {ratio:>13} {result['peak_gb']:8.2f} {error:9.1e}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
