@@ -46,6 +46,7 @@ def main() -> None:
         net.load_state_dict(load_checkpoint(arguments.start)[0].state_dict())
     else:
         start_as_identity(net)
+        listen_to_genes(net)
     weights = [parameter.detach().clone() for parameter in net.parameters()]
     optimizer = torch.optim.Adam(net.parameters(), lr=arguments.lr, betas=(0.9, 0.99))
     odds = np.minimum(1 / alphas_cumprod() - 1, 20)
@@ -96,8 +97,20 @@ def start_as_identity(net: TeraMind, constant: float = 8.0) -> None:
             out.weight[stain, channel, 0, 1, 1] = sign * constant / math.sqrt(channels)
     first.bias[2 * stains] = constant
     last.weight[:, channels : 2 * channels, 0, 0, 0] = torch.eye(channels)
-    # torch's own start shrinks what passes a layer by sqrt(3) and SiLU halves it: after five layers a hundredth of the
-    # genes would be left, and the network would learn for long without them.
+
+
+@torch.no_grad()
+def listen_to_genes(net: TeraMind) -> None:
+    """Let the genes be heard from the first step; under torch's own start a sparse panel is not, for thousands of steps.
+
+    The gene-gene attention has no residual and begins nearly uniform, so a count of one gene among G is divided by G,
+    and the norm that follows sees the biases alone. Keys three times as long make a gene attend to itself, and without
+    biases a gene that was not read says nothing. What passes a convolution shrinks by sqrt(3) and is halved by SiLU.
+    """
+    attention = net.rna_blocks[0][0].attn
+    attention.q_norm.weight.fill_(3.0)
+    for layer in (attention.q, attention.v, attention.proj):
+        layer.bias.zero_()
     for name, weight in net.named_parameters():
         if name.endswith("weight") and (".down_z." in name or re.match(r"rna_blocks\.[123]\.", name)):
             weight.mul_(math.sqrt(6))
