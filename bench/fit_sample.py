@@ -101,7 +101,7 @@ def start_as_identity(net: TeraMind, constant: float = 8.0) -> None:
 
 @torch.no_grad()
 def listen_to_genes(net: TeraMind) -> None:
-    """Let the genes be heard from the first step; under torch's own start a sparse panel is not, for thousands of steps.
+    """Let the genes be heard from the first step; as torch starts, a sparse panel is not, for thousands of steps.
 
     The gene-gene attention has no residual and begins nearly uniform, so a count of one gene among G is divided by G,
     and the norm that follows sees the biases alone. Keys three times as long make a gene attend to itself, and without
