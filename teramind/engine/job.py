@@ -138,6 +138,7 @@ class Job:
     def _denoisers(self) -> list[Denoiser]:
         """One for each GPU, or as many as there are CPU workers around one network."""
         options = self.options
+
         def on(device: torch.device, net: TeraMind) -> NetworkDenoiser:
             return NetworkDenoiser(net, device, options.dtype, options.steps, options.state_dtype, options.quantise)
 
