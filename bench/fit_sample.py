@@ -3,8 +3,9 @@
     python bench/fit_sample.py ATLAS.zarr OUT.safetensors --minutes 20
 
 The network learns the very tissue it will be asked for: what comes out shows that the machinery works, not that
-anything was learned about other tissue. Timesteps are drawn in proportion to min(1/abar, 8) instead of uniformly,
-which is the same as weighting the loss so: a short fit spends its time where the genes matter, at high noise.
+anything was learned about other tissue. Timesteps are drawn in proportion to min((1-abar)/abar, 20) instead of
+uniformly, which is the same as weighting the loss so: the error of the predicted image counts and not that of the
+noise, and a short fit spends its time where the genes matter, at high noise.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teramind import Atlas, ModelConfig, TeraMind, save_checkpoint, training_loss
+from teramind import Atlas, ModelConfig, TeraMind, load_checkpoint, save_checkpoint, training_loss
 from teramind.diffusion.schedule import TRAINING_STEPS, alphas_cumprod
 from teramind.model.config import BIN_SIZE
 
@@ -41,10 +42,14 @@ def main() -> None:
         dropout=0.0,
     )
     net = TeraMind(config).train()
-    start_as_identity(net)
+    if arguments.start:
+        net.load_state_dict(load_checkpoint(arguments.start)[0].state_dict())
+    else:
+        start_as_identity(net)
+        listen_to_genes(net)
     weights = [parameter.detach().clone() for parameter in net.parameters()]
     optimizer = torch.optim.Adam(net.parameters(), lr=arguments.lr, betas=(0.9, 0.99))
-    odds = np.minimum(1 / alphas_cumprod(), 8)
+    odds = np.minimum(1 / alphas_cumprod() - 1, 20)
     odds /= odds.sum()
     print(f"{sum(p.numel() for p in net.parameters()):,} weights, atlas {atlas.shape}, {len(atlas.genes)} genes")
     start, step, losses = time.perf_counter(), 0, []
@@ -92,8 +97,20 @@ def start_as_identity(net: TeraMind, constant: float = 8.0) -> None:
             out.weight[stain, channel, 0, 1, 1] = sign * constant / math.sqrt(channels)
     first.bias[2 * stains] = constant
     last.weight[:, channels : 2 * channels, 0, 0, 0] = torch.eye(channels)
-    # torch's own start shrinks what passes a layer by sqrt(3) and SiLU halves it: after five layers a hundredth of the
-    # genes would be left, and the network would learn for long without them.
+
+
+@torch.no_grad()
+def listen_to_genes(net: TeraMind) -> None:
+    """Let the genes be heard from the first step; as torch starts, a sparse panel is not, for thousands of steps.
+
+    The gene-gene attention has no residual and begins nearly uniform, so a count of one gene among G is divided by G,
+    and the norm that follows sees the biases alone. Keys three times as long make a gene attend to itself, and without
+    biases a gene that was not read says nothing. What passes a convolution shrinks by sqrt(3) and is halved by SiLU.
+    """
+    attention = net.rna_blocks[0][0].attn
+    attention.q_norm.weight.fill_(3.0)
+    for layer in (attention.q, attention.v, attention.proj):
+        layer.bias.zero_()
     for name, weight in net.named_parameters():
         if name.endswith("weight") and (".down_z." in name or re.match(r"rna_blocks\.[123]\.", name)):
             weight.mul_(math.sqrt(6))
@@ -153,6 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gene-slices", type=int, default=4)
     parser.add_argument("--base-channels", type=int, default=8)
     parser.add_argument("--channel-mult", type=int, nargs=4, default=(1, 2, 4, 4))
+    parser.add_argument("--start", type=Path, help="go on from these weights")
     parser.add_argument("--half", action="store_true", help="store the weights in float16")
     return parser.parse_args()
 

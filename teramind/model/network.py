@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from operator import itemgetter
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +216,9 @@ class TeraMind(nn.Module):
         """Predicted noise; see the class for shapes."""
         rows, columns = self._grid(x, t, genes)
         if paths == "boundary" and not torch.is_grad_enabled():
-            return self._predict_by_rows(x, t, genes, rows, columns)
+            at_once = self.patch_batch(x.device)
+            inputs = zip(x.split(at_once), t.split(at_once), genes.split(at_once), strict=True)
+            return torch.cat([self._predict_by_rows(*regions, rows, columns) for regions in inputs])
         image = cut(x.to(self.dtype), self.config.patch_size)  # (N, P, P, Z, S)
         modulation = self._modulation(t)
         encoded = self._encode(image, self._cut_genes(genes), per_patch(modulation, rows * columns))
@@ -236,35 +237,39 @@ class TeraMind(nn.Module):
         """
         size, bins = self.config.patch_size, self.config.patch_bins
         modulation = self._modulation(t)
-        encoder_row, decoder_row = per_patch(modulation, columns), per_patch(modulation, columns - 1)
+        out = x.new_empty(*x.shape[:3], (rows - 1) * size, (columns - 1) * size, dtype=self.dtype)
         above: Encoded | None = None
-        out = []
         for row in range(rows):
-            image = cut(x[..., row * size : (row + 1) * size, :].to(self.dtype), size)
-            counts = self._cut_genes(genes[..., row * bins : (row + 1) * bins, :])
-            below = self._encode_row(image, counts, encoder_row)
+            image = x[..., row * size : (row + 1) * size, :].to(self.dtype)
+            below = self._encode_row(image, genes[..., row * bins : (row + 1) * bins, :], modulation, columns)
             if above is not None:
-                pairs = above.map(partial(shift_between, regions=len(x), columns=columns), below)
-                noise = self._decode_row(pairs, decoder_row)
-                out.append(join(noise, 1, columns - 1))  # (B, S, Z, P, W)
+                self._decode_row(above, below, modulation, out[..., (row - 1) * size : row * size, :])
             above = below
-        return torch.cat(out, dim=-2)  # (B, S, Z, H, W)
+        return out  # (B, S, Z, H, W)
 
-    def _encode_row(self, image: Tensor, counts: Tensor, modulation: Modulation) -> Encoded:
-        """``_encode`` a few patches at a time."""
-        first, *others = (
-            self._encode(image[part], counts[part], select(modulation, part)) for part in self._batches(image)
-        )
-        return first.map(lambda *tensors: torch.cat(tensors), *others) if others else first
+    def _encode_row(self, image: Tensor, genes: Tensor, modulation: Modulation, columns: int) -> Encoded:
+        """``_encode``, a few patches at a time, of (B, S, Z, P, m*P) and (B, G, Zg, p, m*p) -> (B, m, ...) each."""
+        size, bins = self.config.patch_size, self.config.patch_bins
+        regions = len(image)
+        row: Encoded | None = None
+        for part in self._column_batches(regions, columns, image.device):
+            encoded = self._encode(
+                cut(image[..., part.start * size : part.stop * size], size),
+                self._cut_genes(genes[..., part.start * bins : part.stop * bins]),
+                per_patch(modulation, part.stop - part.start),
+            )
+            row = row or encoded.map(lambda few: few.new_empty(regions, columns, *few.shape[1:]))
+            row.map(lambda all_, few: all_[:, part].copy_(few.unflatten(0, (regions, -1))), encoded)  # noqa: B023
+        return cast(Encoded, row)
 
-    def _decode_row(self, encoded: Encoded, modulation: Modulation) -> Tensor:
-        """``_decode`` a few patches at a time."""
-        return torch.cat(
-            [
-                self._decode(encoded.map(itemgetter(part)), select(modulation, part))
-                for part in self._batches(encoded.middle)
-            ]
-        )
+    def _decode_row(self, above: Encoded, below: Encoded, modulation: Modulation, out: Tensor) -> None:
+        """``_decode``, a few patches at a time, of what lies between two rows (B, m, ...) -> (B, S, Z, P, (m-1)*P)."""
+        size = self.config.patch_size
+        regions, columns = above.middle.shape[:2]
+        for part in self._column_batches(regions, columns - 1, out.device):
+            shifted = above.map(partial(shift_columns, part), below)
+            noise = self._decode(shifted, per_patch(modulation, part.stop - part.start))
+            out[..., part.start * size : part.stop * size] = join(noise, 1, part.stop - part.start)
 
     def patch_batch(self, device: torch.device) -> int:
         """Patches that go through encoder or decoder together at inference."""
@@ -279,10 +284,11 @@ class TeraMind(nn.Module):
         """Send at most so many patches through together, where memory is short. The result is the same."""
         self._patch_batch = patches
 
-    def _batches(self, patches: Tensor) -> list[slice]:
-        """Parts of about equal size."""
-        count = -(-len(patches) // self.patch_batch(patches.device))
-        edges = [len(patches) * i // count for i in range(count + 1)]
+    def _column_batches(self, regions: int, columns: int, device: torch.device) -> list[slice]:
+        """The columns of a row of ``regions`` in parts of about equal size."""
+        at_once = max(1, self.patch_batch(device) // regions)
+        count = -(-columns // at_once)
+        edges = [columns * i // count for i in range(count + 1)]
         return [slice(start, stop) for start, stop in pairwise(edges)]
 
     # ---- checks --------------------------------------------------------------------------------------------------
@@ -343,6 +349,7 @@ def per_patch(modulation: Modulation, patches: int) -> Modulation:
     return {block: repeat_per_patch(values, patches) for block, values in modulation.items()}
 
 
-def select(modulation: Modulation, part: slice) -> Modulation:
-    """That of some patches."""
-    return {block: values[part] for block, values in modulation.items()}
+def shift_columns(part: slice, above: Tensor, below: Tensor) -> Tensor:
+    """Some columns of ``shift_between``: (B, m, p, p, Z, C) twice -> (B*k, p, p, Z, C)."""
+    needed = slice(part.start, part.stop + 1)
+    return shift_between(above[:, needed], below[:, needed]).flatten(0, 1)

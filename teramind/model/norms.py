@@ -141,6 +141,8 @@ def inverse_rms(features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
+    if x.dtype == torch.float64:
+        x = x.float()  # vector_norm does not narrow
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
 
 

@@ -30,22 +30,21 @@ def shift(patches: Tensor, rows: int, columns: int) -> Tensor:
     Laid out as an image, cropped by half a patch on each side and cut again, every decoder patch takes a quarter of
     each of four encoder patches. (B*n*m, p, p, Z, C) -> (B*(n-1)*(m-1), p, p, Z, C); p is even.
     """
-    _, p, _, z, c = patches.shape
+    grid = patches.unflatten(0, (-1, rows, columns))
+    return shift_between(grid[:, :-1], grid[:, 1:]).flatten(0, 2)
+
+
+def shift_between(above: Tensor, below: Tensor) -> Tensor:
+    """``shift`` for rows of encoder patches and those below them: (..., m, p, p, Z, C) twice -> (..., m-1, ...)."""
+    *leading, columns, p, _, z, c = above.shape
     half = p // 2
-    grid = patches.reshape(-1, rows, columns, p, p, z, c)
-    out = patches.new_empty(grid.shape[0], rows - 1, columns - 1, p, p, z, c)
+    out = above.new_empty(*leading, columns - 1, p, p, z, c)
     first, second = slice(0, half), slice(half, p)
     before, after = slice(0, -1), slice(1, None)
-    for row, target_y, source_y in ((before, first, second), (after, second, first)):
+    for rows, target_y, source_y in ((above, first, second), (below, second, first)):
         for column, target_x, source_x in ((before, first, second), (after, second, first)):
-            out[:, :, :, target_y, target_x] = grid[:, row, column, source_y, source_x]
-    return out.reshape(-1, p, p, z, c)
-
-
-def shift_between(above: Tensor, below: Tensor, *, regions: int, columns: int) -> Tensor:
-    """``shift`` for two rows of encoder patches: (B*m, p, p, Z, C) twice -> (B*(m-1), p, p, Z, C), B = ``regions``."""
-    pair = torch.stack([rows.reshape(regions, columns, *rows.shape[1:]) for rows in (above, below)], dim=1)
-    return shift(pair.flatten(0, 2), 2, columns)
+            out[..., target_y, target_x, :, :] = rows[..., column, source_y, source_x, :, :]
+    return out
 
 
 def repeat_per_patch(x: Tensor, patches: int) -> Tensor:

@@ -45,10 +45,15 @@ class PairWeights(NamedTuple):
 
 def pair_weights(weight: Tensor, slices: int, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
     """(O, I, 3, k, k) -> the paired form's, differences taken in float32."""
-    k0, k1, k2 = weight.detach().float().unbind(2)
-    kernels = [k1, k2 - k1, k0 - k1, *([k0, k2] if slices > 2 else [])]
-    prepared = [prepare(kernel.to(weight.dtype)) for kernel in kernels]
-    return PairWeights(*prepared, *[None] * (5 - len(prepared)))
+    k0, k1, k2 = weight.detach().unbind(2)
+    first, second, third = prepare(k1), prepare(difference(k2, k1)), prepare(difference(k0, k1))  # one at a time
+    reaching = (prepare(k0), prepare(k2)) if slices > 2 else (None, None)
+    return PairWeights(first, second, third, *reaching)
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """``a - b``, rounded once."""
+    return (a.float() - b.float()).to(a.dtype)
 
 
 class SlicePairs(NamedTuple):

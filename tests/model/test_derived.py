@@ -1,0 +1,119 @@
+"""Weights derived for inference follow the parameters they come from."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from teramind import ModelConfig, TeraMind
+from teramind.model import onednn
+from teramind.model.layers import Conv, Linear, Pointwise, UpConv
+from teramind.model.resample import upsample
+
+SMALL = ModelConfig(genes=5, patch_size=32, base_channels=16, channel_mult=(1, 1, 1, 2), embed_channels=8)
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return Conv(3, 16, 3, 3).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 7, 9, 2, 3, generator=torch.Generator().manual_seed(1))
+
+
+def plain(layer, x):
+    """What training computes."""
+    with torch.enable_grad():
+        return layer(x).detach()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}),
+        lambda layer: layer.weight.mul_(2),
+        lambda layer: setattr(layer, "weight", torch.nn.Parameter(layer.weight * 2)),
+        lambda layer: layer.to(torch.bfloat16).to(torch.float32),
+        lambda layer: torch.optim.SGD([layer.weight], lr=1).step(),
+    ],
+)
+def test_a_change_of_the_weights_is_seen(layer, x, change):
+    with torch.no_grad():
+        before = layer(x)
+        layer.weight.grad = torch.ones_like(layer.weight)
+        change(layer)
+        after = layer(x)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, plain(layer, x))
+
+
+@torch.no_grad()
+def test_they_are_made_once_and_dropped_in_training(layer, x, monkeypatch):
+    if not onednn.serves(x):
+        pytest.skip("this CPU or torch lays out no weights")
+    made = []
+    pack = onednn.pack
+    monkeypatch.setattr(onednn, "pack", lambda *arguments: made.append(1) or pack(*arguments))
+    layer(x)
+    count = len(made)
+    layer(x[:1])
+    assert len(made) == count == 3
+    layer.train().eval()(x)
+    assert len(made) == 2 * count
+
+
+@torch.no_grad()
+def test_they_are_neither_saved_nor_copied():
+    net = TeraMind(SMALL).eval()
+    names = list(net.state_dict())
+    x = torch.randn(1, 2, 2, 64, 64)
+    inputs = x, torch.tensor([3]), torch.ones(1, 5, 4, 4, 4)
+    expected = net(*inputs)
+    assert list(net.state_dict()) == names
+    assert torch.equal(copy.deepcopy(net)(*inputs), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(net))(*inputs), expected)
+
+
+def test_weights_made_in_inference_mode(x):
+    with torch.inference_mode():
+        layer = Conv(3, 16, 3, 3)
+        before = layer(x)
+        layer.weight.mul_(2)
+        assert not torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("outputs", [5, 16, 19])
+@pytest.mark.parametrize("slices", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("kind", "kz"), [(Conv, 1), (Conv, 3), (UpConv, 3)])
+@torch.no_grad()
+def test_inference_convolves_as_training(kind, kz, slices, outputs):
+    torch.manual_seed(slices)
+    layer = kind(7, outputs, kz, 3).eval()
+    x = torch.randn(3, 6, 10, slices, 7)
+    scale = 2 if kind is UpConv else 1
+    onto = torch.randn(3, 6 * scale, 10 * scale, slices, outputs)
+    torch.testing.assert_close(layer(x), plain(layer, x), atol=2e-5, rtol=0)  # differences of taps round once more
+    torch.testing.assert_close(layer(x, onto=onto), onto + plain(layer, x), atol=2e-5, rtol=0)
+    with torch.backends.mkldnn.flags(enabled=False):
+        torch.testing.assert_close(layer(x), plain(layer, x), atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_linear_layers_read_parts():
+    torch.manual_seed(0)
+    layer = Pointwise(3 + 5 + 2, 7).eval()
+    features, genes = [torch.randn(3, 4, 6, 2, 3), torch.randn(3, 4, 6, 2, 5)], torch.randn(3, 2, 3, 2, 2)
+    joined = torch.cat([*features, upsample(genes)], dim=-1)
+    expected = torch.nn.functional.linear(joined, layer.weight.flatten(1), layer.bias)
+    torch.testing.assert_close(layer(features, genes), expected)
+    with torch.enable_grad():
+        torch.testing.assert_close(layer(features, genes), expected)
+    linear = Linear(3, 11)
+    expected = torch.nn.functional.gelu(
+        torch.nn.functional.linear(features[0], linear.weight, linear.bias), approximate="tanh"
+    )
+    torch.testing.assert_close(linear(features[0], gelu=True), expected)
