@@ -90,7 +90,7 @@ def bare(atlas: Path, net: Path) -> Clock:
             states[shape] = np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
         counts = genes.read(unit)[None]
         with Clock() as one:
-            denoiser(states[shape], counts, unit.step, ["bench"])
+            denoiser.fetch(denoiser(denoiser.send(states[shape], counts), unit.step, ["bench"]))
         clock.wall, clock.cpu = clock.wall + one.wall, clock.cpu + one.cpu
         plan.complete(units)
     return clock
@@ -225,8 +225,14 @@ class SmallDenoiser:
             conv(4, 8, 3), torch.nn.SiLU(), conv(8, 8, 3), torch.nn.SiLU(), conv(8, 4, 3), torch.nn.Tanh()
         )
 
+    def send(self, states: np.ndarray, _genes: np.ndarray) -> np.ndarray:
+        return states
+
+    def fetch(self, result: np.ndarray) -> np.ndarray:
+        return result
+
     @torch.no_grad()
-    def __call__(self, states: np.ndarray, _genes: np.ndarray, step: int, _names: object) -> np.ndarray:
+    def __call__(self, states: np.ndarray, step: int, _names: object) -> np.ndarray:
         x = torch.from_numpy(states).float().flatten(1, 2)[..., 13:-13, 13:-13]  # 16 px of rim, 3 of them are seen
         after = self.net(x).reshape(1, 2, 2, states.shape[-2] - 32, states.shape[-1] - 32)
         return (after * 127 + 128).byte().numpy() if step == self.steps - 1 else after.half().numpy()

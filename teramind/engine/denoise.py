@@ -1,10 +1,11 @@
-"""One DDIM step of a batch of tiles on a device: predict, check, update, round."""
+"""One DDIM step of a batch of tiles on a device: bring it there, predict, check, update, round, bring it back."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teramind.diffusion.schedule import DDIMSchedule
+from teramind.engine.transfer import Staged, Transfers
 from teramind.errors import ComputationError, InputError
 from teramind.model.network import TeraMind
 
@@ -33,16 +35,25 @@ class Denoiser(Protocol):
     steps: int
     state_dtype: np.dtype[np.floating]
 
-    def __call__(
-        self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
-    ) -> NDArray[np.generic]:
-        """The states after ``step``.
+    def send(self, states: NDArray[np.floating], genes: NDArray[np.uint16]) -> Any:
+        """Start bringing a batch to the device; called by another thread than the one that computes.
 
         Args:
             states: (B, S, Z, h+P, w+P), with the rim.
             genes: (B, G, Zg, (h+P)/16, (w+P)/16) counts.
+        """
+
+    def __call__(self, batch: Any, step: int, names: Sequence[str]) -> Any:
+        """Take what was sent through ``step``.
+
+        Args:
+            batch: from ``send``.
             step: 0 .. steps-1.
             names: what to call each tile in a message.
+        """
+
+    def fetch(self, result: Any) -> NDArray[np.generic]:
+        """Bring a result to the host; called by a third thread.
 
         Returns:
             (B, S, Z, h, w) in the state's type; uint8 pixels after the last step.
@@ -83,46 +94,61 @@ class NetworkDenoiser:
         self.steps = steps
         self.state_dtype = np.dtype(state_dtype)
         self.quantise = quantise
+        self._transfers = Transfers(self.device)
 
-    def __call__(
-        self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
-    ) -> NDArray[np.generic]:
+    def send(self, states: NDArray[np.floating], genes: NDArray[np.uint16]) -> Staged:
+        """See ``Denoiser``."""
+        with self._told("while a tile was sent to it"):
+            return self._transfers.send(states, genes.astype(np.float32))
+
+    def fetch(self, result: Staged) -> NDArray[np.generic]:
+        """See ``Denoiser``."""
+        with self._told("while a tile was fetched from it"):
+            return self._transfers.fetch(result)
+
+    def __call__(self, batch: Staged, step: int, names: Sequence[str]) -> Staged:
         """See ``Denoiser``.
 
         Raises:
             ComputationError: for a prediction that is not finite, a device without memory, or one that fails.
         """
         while True:
-            try:
-                return self._advance(states, genes, step, names)
-            except torch.OutOfMemoryError:
-                pass  # its traceback holds on to tensors: go on when it is gone
-            except ComputationError:
-                raise
-            except RuntimeError as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ComputationError(
-                    f"{self.device} failed at step {step} in {names[0]} ({reason}); "
-                    "see to the device and go on with --resume, on another one if need be"
-                ) from error
-            self._halve_batch()
+            with self._told(f"at step {step} in {names[0]}"):
+                try:
+                    return self._advance(batch, step, names)
+                except torch.OutOfMemoryError:
+                    pass  # its traceback holds on to tensors: go on when it is gone
+                self._halve_batch()
 
     @torch.no_grad()
-    def _advance(
-        self, states: NDArray[np.floating], genes: NDArray[np.uint16], step: int, names: Sequence[str]
-    ) -> NDArray[np.generic]:
+    def _advance(self, batch: Staged, step: int, names: Sequence[str]) -> Staged:
         margin = self.net.config.patch_size // 2
-        x = torch.from_numpy(states).to(self.device, torch.float32)  # (B, S, Z, h+P, w+P)
-        counts = torch.from_numpy(genes).to(self.device, torch.float32)
-        t = torch.full((len(x),), int(self.schedule.timesteps[step]), device=self.device)
-        with full_float32(self.device):
-            eps = self.net(x, t, counts).float()  # (B, S, Z, h, w)
-        self._check(eps, step, names)
-        after = self.schedule.step(x[..., margin:-margin, margin:-margin], eps, step)
-        after = after.to(torch.from_numpy(np.empty(0, self.state_dtype)).dtype)
-        if step == self.steps - 1:
-            after = to_uint8(after.float(), self.quantise)
-        return np.asarray(after.cpu().numpy())
+        with on_device(self.device):
+            x, counts = self._transfers.arrived(batch)
+            x = x.to(torch.float32)  # (B, S, Z, h+P, w+P)
+            t = torch.full((len(x),), int(self.schedule.timesteps[step]), device=self.device)
+            with full_float32(self.device):
+                eps = self.net(x, t, counts).float()  # (B, S, Z, h, w)
+            self._check(eps, step, names)
+            after = self.schedule.step(x[..., margin:-margin, margin:-margin], eps, step)
+            after = after.to(torch.from_numpy(np.empty(0, self.state_dtype)).dtype)
+            if step == self.steps - 1:
+                after = to_uint8(after.float(), self.quantise)
+            return self._transfers.computed(after)
+
+    @contextmanager
+    def _told(self, when: str) -> Iterator[None]:
+        """Turn what a device that fails raises into a sentence."""
+        try:
+            yield
+        except ComputationError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ComputationError(
+                f"{self.device} failed {when} ({reason}); "
+                "see to the device and go on with --resume, on another one if need be"
+            ) from error
 
     def _halve_batch(self) -> None:
         """Send fewer patches through the network at a time."""
@@ -157,6 +183,11 @@ def to_uint8(image: Tensor, quantise: Quantise) -> Tensor:
     """-1..1 -> 0..255."""
     scaled = (image + 1) * 127.5
     return (scaled.round() if quantise == "round" else scaled.trunc()).clamp(0, 255).to(torch.uint8)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the calling thread's own: kernels are launched on the current one, wherever their tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class _Precision(NamedTuple):

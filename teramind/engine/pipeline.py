@@ -41,13 +41,12 @@ class Sink(Protocol):
 
 class _Task(NamedTuple):
     unit: Unit
-    state: NDArray[np.floating]
-    genes: NDArray[np.uint16]
+    batch: Any  # on its way to the device
 
 
 class _Result(NamedTuple):
     unit: Unit
-    values: NDArray[np.generic]
+    values: Any  # on the device
 
 
 @dataclass
@@ -70,6 +69,11 @@ class Worker:
     """Runs units of a plan on one device until there are none.
 
     A failure in any of its threads closes the plan, so that all workers end, and is kept in ``errors``.
+
+    Attributes:
+        times: how it spent its time.
+        errors: what ended it.
+        failed_storing: whether the state may be between two versions, and cannot be saved.
     """
 
     def __init__(
@@ -129,7 +133,6 @@ class Worker:
             pass
         except BaseException as error:  # whatever ends a thread has to end the run, and to be told by its caller
             self.errors.append(error)
-            self.failed_storing |= stage == self._store  # then the store is between two versions
             self._stop.set()
             self.plan.close()
 
@@ -139,9 +142,10 @@ class Worker:
             for unit in units:
                 start = perf_counter()
                 state, genes = self.reader.read(unit)
+                batch = self.denoiser.send(state[None], genes[None])
                 self.reader.prefetch()
                 self.times.reading += perf_counter() - start
-                self._put(self._inputs, _Task(unit, state, genes))
+                self._put(self._inputs, _Task(unit, batch))
         self._put(self._inputs, None)
 
     def _compute(self) -> None:
@@ -156,7 +160,7 @@ class Worker:
                 self.plan.release([task.unit])
                 continue
             name = f"window {task.unit.window}, tile ({task.unit.row}, {task.unit.column})"
-            values = self.denoiser(task.state[None], task.genes[None], task.unit.step, [name])[0]
+            values = self.denoiser(task.batch, task.unit.step, [name])
             done = perf_counter()
             self._put(self._outputs, _Result(task.unit, values))
             self.times.waiting_for_input += waited - start
@@ -168,10 +172,13 @@ class Worker:
     def _store(self) -> None:
         while (result := self._get(self._outputs)) is not None:
             start = perf_counter()
+            (values,) = self.denoiser.fetch(result.values)
             with self._storing:
-                self.sink.put(result.unit, result.values)
+                self.failed_storing = True  # unless what follows comes about as a whole
+                self.sink.put(result.unit, values)
                 self.sink.completed(self.plan.complete([result.unit]))
                 self._claimed.discard(result.unit)
+                self.failed_storing = False
             self.times.storing += perf_counter() - start
 
     def _put(self, target: queue.Queue[T], item: T) -> None:

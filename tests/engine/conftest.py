@@ -111,7 +111,14 @@ class Toy:
     def __init__(self, seconds=0.0, hook=None):
         self.seconds, self.hook, self.units = seconds, hook, count()
 
-    def __call__(self, states, genes, step, _names):
+    def send(self, states, genes):
+        return states, genes
+
+    def fetch(self, result):
+        return result
+
+    def __call__(self, batch, step, _names):
+        states, genes = batch
         time.sleep(self.seconds)
         if self.hook:
             self.hook(next(self.units))

@@ -8,7 +8,7 @@ from teramind.engine.estimate import estimate
 
 
 def test_counts_are_those_of_the_run(tmp_path, atlas_path, checkpoint_path):
-    options = {"steps": 4, "tile": 64, "slices": "0:2"}
+    options = {"steps": 4, "tile": 64, "roi": "0:128,0:192", "border": "constant", "slices": "0:2"}
     expected = estimate(atlas_path, checkpoint_path, devices=4, tiles=2, **options)
     report = generate(atlas_path, checkpoint_path, tmp_path / "x.ome.zarr", **options)
     assert expected.units == report.units

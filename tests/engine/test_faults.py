@@ -16,6 +16,7 @@ import zarr
 from teramind import InputError, generate
 from teramind.engine.session import carry_out
 from teramind.engine.snapshot import FOLDER, read_snapshot
+from teramind.engine.transfer import Transfers
 from teramind.errors import ComputationError
 from teramind.model.network import TeraMind
 
@@ -156,6 +157,28 @@ def test_a_lost_device_ends_in_a_snapshot_and_a_message(tmp_path, monkeypatch, a
     report = generate(atlas_path, checkpoint_path, path, resume=True, **OPTIONS)
     assert np.array_equal(level0(path), whole)
     assert report.sessions == 2
+
+
+@pytest.mark.parametrize("way", ["send", "fetch"])
+def test_a_device_lost_on_the_way_there_or_back(tmp_path, monkeypatch, atlas_path, checkpoint_path, whole, way):
+    """Nothing has been stored of that unit, so a snapshot can be taken here too."""
+    right, left = getattr(Transfers, way), iter(range(9))
+
+    def failing(self, *arguments):
+        if next(left, None) is None:
+            raise RuntimeError("CUDA error: the launch timed out")
+        return right(self, *arguments)
+
+    path = tmp_path / "image.ome.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(Transfers, way, failing)
+        with pytest.raises(
+            ComputationError, match=r"cpu failed while a tile was .* \(CUDA error: the launch timed out\)"
+        ):
+            generate(atlas_path, checkpoint_path, path, **OPTIONS)
+    assert 0 < read_snapshot(path).completed.sum() <= 9
+    generate(atlas_path, checkpoint_path, path, resume=True, **OPTIONS)
+    assert np.array_equal(level0(path), whole)
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(tmp_path, monkeypatch, atlas_path, checkpoint_path, whole, caplog):

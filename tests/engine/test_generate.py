@@ -13,7 +13,7 @@ from ome_zarr.reader import Reader
 from teramind import Atlas, InputError, generate, load_checkpoint, noise_field, sample, save_checkpoint
 from teramind.diffusion.upstream_noise import tile_seed
 
-STEPS = 4
+STEPS = 3
 
 
 @pytest.fixture(scope="module")
@@ -47,39 +47,39 @@ def test_equal_to_sampling_in_memory(run, atlas_path, checkpoint_path):
     assert 20 < voxels.std() < 120  # neither empty nor all clipped
 
 
-@pytest.mark.parametrize("tile", [32, 96, 256])
-@pytest.mark.parametrize("state_dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("tile", "state_dtype"), [(32, "float16"), (96, "float16"), (96, "float32"), (256, "float32")])
 def test_any_tiling_gives_the_same_voxels(run, tile, state_dtype):
     """Within one grey level: other batches of patches may round the last bit of float32 differently."""
-    expected = run(state_dtype=state_dtype).astype(int)
-    assert np.abs(run(tile=tile, state_dtype=state_dtype).astype(int) - expected).max() <= 1
+    expected = run(state_dtype=state_dtype)[:, :2].astype(int)
+    assert np.abs(run(tile=tile, state_dtype=state_dtype, slices="0:2").astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("roi", ["40:100,100:180", "0:150,200:230", "96:97,0:1"])
+@pytest.mark.parametrize("roi", ["40:100,100:140", "0:150,200:230", "96:97,0:1"])
 def test_a_region_with_exact_border_is_the_crop_of_the_whole(run, roi):
-    whole = run().astype(int)
+    whole = run()[:, 2:].astype(int)
     (y0, y1), (x0, x1) = (map(int, part.split(":")) for part in roi.split(","))
     y0, x0, y1, x1 = y0 // 32 * 32, x0 // 32 * 32, min(150, -(-y1 // 32) * 32), min(230, -(-x1 // 32) * 32)
-    region = run(roi=roi).astype(int)
-    assert region.shape == (2, 3, y1 - y0, x1 - x0)
+    region = run(roi=roi, slices="2:3").astype(int)
+    assert region.shape == (2, 1, y1 - y0, x1 - x0)
     assert np.abs(region - whole[:, :, y0:y1, x0:x1]).max() <= 1
 
 
 def test_a_region_with_constant_border_is_another_image(run):
     """The network sees -1 beyond it, as the reference's does."""
-    exact, constant = run(roi="32:96,64:160"), run(roi="32:96,64:160", border="constant")
+    place = {"roi": "32:96,64:160", "slices": "2:3"}
+    exact, constant = run(**place), run(**place, border="constant")
     assert constant.shape == exact.shape
     assert (constant != exact).mean() > 0.01
 
 
 def test_seeds(run, tmp_path, atlas_path, checkpoint_path):
     again = tmp_path / "again.ome.zarr"
-    generate(atlas_path, checkpoint_path, again, steps=STEPS, tile=64)
-    assert np.array_equal(np.asarray(zarr.open_group(again, mode="r")["0"]), run())
-    assert (run(seed=1) != run()).mean() > 0.5
+    generate(atlas_path, checkpoint_path, again, steps=STEPS, tile=64, slices="2:3")
+    assert np.array_equal(np.asarray(zarr.open_group(again, mode="r")["0"]), run()[:, 2:])
+    assert (run(seed=1, slices="2:3") != run()[:, 2:]).mean() > 0.5
 
 
-@pytest.mark.parametrize("slices", ["1:2", (1, 3)])
+@pytest.mark.parametrize("slices", ["1:2", (2, 3)])
 def test_slices_are_those_of_the_whole(run, slices):
     first, end = map(int, slices.split(":")) if isinstance(slices, str) else slices
     assert np.array_equal(run(slices=slices), run()[:, first:end])
@@ -92,7 +92,7 @@ def test_the_number_of_workers_changes_nothing(run, workers):
 
 def test_a_spilled_run_gives_the_same_voxels(tmp_path, checkpoint_path, write_atlas):
     """With the least memory that is accepted, most state goes through the scratch file."""
-    atlas = write_atlas(tmp_path / "long.zarr", slices=2, height=120, width=900)
+    atlas = write_atlas(tmp_path / "long.zarr", slices=2, height=120, width=700)
     options = {"steps": STEPS, "tile": 128, "overwrite": True}
     with pytest.raises(InputError, match="are needed: give --memory") as error:
         generate(atlas, checkpoint_path, tmp_path / "a.ome.zarr", memory=1000, **options)
@@ -115,18 +115,18 @@ def test_reference_noise(run, atlas_path, checkpoint_path):
     genes = Atlas.open(atlas_path).gene_window(-1, 3, -16, 176, -16, 272)
     volume = sample(net, genes, noise=drawn[:, :2, :160, :256], steps=STEPS)
     expected = ((volume + 1) * 127.5).round().clamp(0, 255)[..., :150, :230].numpy().astype(int)
-    voxels = run(noise="tile", state_dtype="float32")[:, :2].astype(int)
+    voxels = run(noise="tile", state_dtype="float32", slices="0:2").astype(int)
     assert np.abs(voxels - expected).max() <= 1
 
 
 def test_quantisation(run):
-    rounded, truncated = run().astype(int), run(quantise="truncate").astype(int)
+    rounded, truncated = run()[:, 2:].astype(int), run(quantise="truncate", slices="2:3").astype(int)
     assert set(np.unique(rounded - truncated)) == {0, 1}
 
 
 def test_half_precision_is_close(run):
     """bfloat16 keeps 8 bits; over the steps that comes to a few grey levels."""
-    difference = np.abs(run(dtype="bfloat16").astype(int) - run().astype(int))
+    difference = np.abs(run(dtype="bfloat16", slices="2:3").astype(int) - run()[:, 2:].astype(int))
     assert 0 < difference.mean() < 2
 
 
