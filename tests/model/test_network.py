@@ -124,3 +124,19 @@ def test_gene_attention_needs_four_slices():
     net = make(patch_size=32, gene_slices=8)
     with pytest.raises(InputError, match="gene_slices=4; this one has 8"):
         net.gene_attention(inputs(net.config)[2])
+
+
+def test_training_under_autocast():
+    net = make(patch_size=32).train()
+    image, t, genes = inputs(net.config)
+    with torch.autocast("cpu", torch.bfloat16):
+        boundary, patch = net(image, t, genes, paths="both")
+        loss = boundary.float().square().mean() + patch.float().square().mean()
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in net.parameters())
+    net.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        halved = net(image, t, genes)
+    with torch.no_grad():
+        full = net(image, t, genes)
+    assert (halved - full).square().mean().sqrt() < 0.05 * full.std()
