@@ -4,7 +4,9 @@ That layout is channels-last NCHW with ``Z*C`` channels, so that a convolution o
 without a copy, while each voxel's C channels stay contiguous for norms, linear layers and attention. Weights keep the
 reference implementation's names and 3D shapes, so that its checkpoints load as they are.
 
-Each convolution has a plain form, which carries gradients and runs on any device, and one for inference on a CPU.
+A convolution of several slices has more than one form (``slices``); which is taken depends on the device and the shape.
+Inference keeps the weights of that form (``derived``), prepared for the device (``prepared``); training derives them at
+each call.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ class Conv(Kernel):
 
     def _is_paired(self, x: Tensor) -> bool:
         is_worth_it = x.device.type in PAIRED_DEVICES and self.weight.shape[0] >= PAIRED_OUTPUTS
-        return is_worth_it and keeps_weights() and x.shape[3] % 2 == 0 and self.weight.shape[2] == 3
+        return is_worth_it and x.shape[3] % 2 == 0 and self.weight.shape[2] == 3
 
     def _convolve_planes(self, x: Tensor, onto: Tensor | None) -> Tensor:
         """The slices as a batch."""
@@ -116,6 +118,8 @@ class Conv(Kernel):
         return join_pairs(to_even, to_odd, len(x), onto)  # (N, H, W, Z, O)
 
     def _pair_weights(self, slices: int, image: Tensor, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
+        if not keeps_weights():
+            return pair_weights(self.weight.to(image.dtype), slices, prepare)
         form = ("paired", slices > 2, image.shape[2:])
         return self.derived.get(form, (self.weight,), lambda: pair_weights(self.weight, slices, prepare))
 

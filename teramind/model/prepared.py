@@ -40,9 +40,9 @@ def _types() -> frozenset[torch.dtype]:
 def prepare(weight: Tensor, image: Tensor) -> Tensor:
     """(O, I, k, k) as ``convolve`` wants it for images of this size; any batch will do."""
     if not uses_onednn(image):
-        return weight.detach().contiguous(memory_format=torch.channels_last)
+        return weight.contiguous(memory_format=torch.channels_last)
     prepared: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        weight.detach(), _padding(weight), STRIDE, DILATION, 1, list(image.shape)
+        weight, _padding(weight), STRIDE, DILATION, 1, list(image.shape)
     )
     return prepared
 
@@ -82,9 +82,9 @@ def add_convolution_(image: Tensor, weight: Tensor, bias: Tensor | None, other: 
 def prepare_doubling(weight: Tensor, image: Tensor) -> Tensor:
     """(I, O, 4, 4) as ``convolve_doubling`` wants it for images of this size."""
     if not uses_onednn(image):
-        return weight.detach().contiguous(memory_format=torch.channels_last)
+        return weight.contiguous(memory_format=torch.channels_last)
     prepared: Tensor = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-        weight.detach(), (1, 1), (0, 0), (2, 2), DILATION, 1, list(image.shape)
+        weight, (1, 1), (0, 0), (2, 2), DILATION, 1, list(image.shape)
     )
     return prepared
 
