@@ -7,11 +7,14 @@ device, which computes nothing, along the path of inference; a multiply and an a
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 from plain_baseline import TILE, PlainNetwork
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from teramind.model import layers
 from teramind.model.config import BIN_SIZE, ModelConfig
 from teramind.model.network import TeraMind
 
@@ -27,9 +30,10 @@ def region(config: ModelConfig, tile: int, device: str = "meta") -> tuple[Tensor
 
 
 @torch.no_grad()
-def count(net: TeraMind, tile: int) -> float:
-    """GFLOP of one step per 256-px tile, at tiles of ``tile`` px."""
-    with FlopCounterMode(display=False) as counter:
+def count(net: TeraMind, tile: int, *, paired: bool = False) -> float:
+    """GFLOP of one step per 256-px tile, at tiles of ``tile`` px; slices ``paired``, as on a CPU, or folded."""
+    devices = {"meta"} if paired else set()
+    with FlopCounterMode(display=False) as counter, mock.patch.object(layers, "PAIRED_DEVICES", devices):
         net(*region(net.config, tile))
     return counter.get_total_flops() / 1e9 / (tile / TILE) ** 2
 
@@ -46,11 +50,13 @@ def main() -> None:
     with torch.device("meta"):
         net = TeraMind(ModelConfig()).eval()
     baseline = count_baseline(net)
-    print(f"{'tile px':>8} {'GFLOP per 256-px tile':>22} {'of the baseline':>16}")
-    print(f"{'baseline':>8} {baseline:>22,.0f} {1:>16.3f}")
+    print(f"{'tile px':>8} {'folded':>8} {'of baseline':>12} {'in pairs':>9} {'of baseline':>12}")
+    print(f"{'baseline':>8} {baseline:8,.0f} {1:12.3f}")
     for tile in TILES:
-        gflop = count(net, tile)
-        print(f"{tile:>8} {gflop:>22,.0f} {gflop / baseline:>16.3f}", flush=True)
+        folded, paired = count(net, tile), count(net, tile, paired=True)
+        print(
+            f"{tile:>8} {folded:8,.0f} {folded / baseline:12.3f} {paired:9,.0f} {paired / baseline:12.3f}", flush=True
+        )
 
 
 if __name__ == "__main__":

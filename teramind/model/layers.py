@@ -4,7 +4,9 @@ That layout is channels-last NCHW with ``Z*C`` channels, so that a convolution o
 without a copy, while each voxel's C channels stay contiguous for norms, linear layers and attention. Weights keep the
 reference implementation's names and 3D shapes, so that its checkpoints load as they are.
 
-Each convolution has a plain form, which carries gradients and runs on any device, and one for inference on a CPU.
+A convolution of several slices has more than one form (``slices``); which is taken depends on the device and the shape.
+Inference keeps the weights of that form (``derived``), prepared for the device (``prepared``); training derives them at
+each call.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teramind.model import onednn
+from teramind.model import prepared
 from teramind.model.derived import DerivingLayer, keeps_weights
 from teramind.model.norms import rms_norm
 from teramind.model.resample import concatenate, pairs, spread
 from teramind.model.slices import FOLDED_SLICES, PairWeights, fold_z, join_pairs, pair_weights, slice_pairs
 
-# Outputs from which on three convolutions in pairs are faster than a folded one of twice the channels on a CPU: fewer
-# do not fill its vectors. On 2 cores with AVX-512, 8 channels: 0.6x, 16: 1.2x, 64 and more: 1.3x.
+# Where three convolutions of pairs of slices are faster than a folded one of twice the channels, and from how many
+# outputs on: fewer do not fill a CPU's vectors. On a Zen 5 core (AVX-512): 8 channels 0.6x, 64 and more 1.3x as fast.
+PAIRED_DEVICES = {"cpu"}
 PAIRED_OUTPUTS = 16
 
 
@@ -43,12 +46,12 @@ class Linear(DerivingLayer, nn.Linear):
     """A linear layer; with ``gelu``, its tanh-GELU."""
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:  # (..., I)
-        if onednn.serves(x):
+        if prepared.uses_onednn(x):
             image = pixels(x)  # (1, I, 1, M)
             packed = self.derived.get(
-                "packed", (self.weight,), lambda: onednn.pack(self.weight[:, :, None, None], image)
+                "packed", (self.weight,), lambda: prepared.prepare(self.weight[:, :, None, None], image)
             )
-            out = onednn.convolve(image, packed, self.bias, "gelu" if gelu else None)
+            out = prepared.convolve(image, packed, self.bias, gelu)
             return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)  # (..., O)
         out = super().forward(x)
         return F.gelu(out, approximate="tanh") if gelu else out  # (..., O)
@@ -71,47 +74,52 @@ class Conv(Kernel):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:  # (N, H, W, Z, I), (N, H, W, Z, O)
         """The convolution, added to ``onto`` where given."""
-        if onednn.serves(x) and self._is_plane_by_plane(x.shape[3]):
+        if prepared.uses_onednn(x) and self._is_plane_by_plane(x.shape[3]):
             return self._convolve_planes(x, onto)
-        if onednn.serves(x) and x.shape[3] % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS:
+        if self._is_paired(x):
             return self._convolve_pairs(x, onto)
         out = convolve_folded(x, self) if x.shape[3] <= FOLDED_SLICES else convolve_slices(x, self.weight, self.bias)
         return out if onto is None else onto + out  # (N, H, W, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
         """Whether an input like ``x`` is best laid out plane by plane."""
-        slices = x.shape[3]
-        paired = slices % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS
-        return onednn.serves(x) and slices > 1 and (paired or self._is_plane_by_plane(slices))
+        by_plane = prepared.uses_onednn(x) and self._is_plane_by_plane(x.shape[3])
+        return x.shape[3] > 1 and (by_plane or self._is_paired(x))
 
     def _is_plane_by_plane(self, slices: int) -> bool:
         """Whether no slice reads another."""
         return slices == 1 or self.weight.shape[2] == 1
+
+    def _is_paired(self, x: Tensor) -> bool:
+        is_worth_it = x.device.type in PAIRED_DEVICES and self.weight.shape[0] >= PAIRED_OUTPUTS
+        return is_worth_it and x.shape[3] % 2 == 0 and self.weight.shape[2] == 3
 
     def _convolve_planes(self, x: Tensor, onto: Tensor | None) -> Tensor:
         """The slices as a batch."""
         image = planes(x)  # (Z*N, I, H, W)
         centre = self.weight.shape[2] // 2
         packed = self.derived.get(
-            ("plane", image.shape[2:]), (self.weight,), lambda: onednn.pack(self.weight[:, :, centre], image)
+            ("plane", image.shape[2:]), (self.weight,), lambda: prepared.prepare(self.weight[:, :, centre], image)
         )
         if onto is None:
-            return unplanes(onednn.convolve(image, packed, self.bias), len(x))
-        return unplanes(onednn.add_convolution(image, packed, self.bias, planes(onto)), len(x))
+            return unplanes(prepared.convolve(image, packed, self.bias), len(x))
+        return unplanes(prepared.add_convolution(image, packed, self.bias, planes(onto)), len(x))
 
     def _convolve_pairs(self, x: Tensor, onto: Tensor | None) -> Tensor:
         even, odd, both = slice_pairs(x)  # (Z/2 * N, I, H, W) each
-        weights = self._pair_weights(x.shape[3], both, lambda kernel: onednn.pack(kernel, both))
-        shared = onednn.convolve(both, weights.both, self.bias)
-        to_even = onednn.add_convolution(odd, weights.to_even, None, shared)
-        to_odd = onednn.add_convolution_(even, weights.to_odd, None, shared)
+        weights = self._pair_weights(x.shape[3], both, lambda kernel: prepared.prepare(kernel, both))
+        shared = prepared.convolve(both, weights.both, self.bias)
+        to_even = prepared.add_convolution(odd, weights.to_even, None, shared)
+        to_odd = prepared.add_convolution_(even, weights.to_odd, None, shared)
         if weights.from_below is not None and weights.from_above is not None:
             n = len(x)
-            onednn.add_convolution_(odd[:-n], weights.from_below, None, to_even[n:])
-            onednn.add_convolution_(even[n:], weights.from_above, None, to_odd[:-n])
+            prepared.add_convolution_(odd[:-n], weights.from_below, None, to_even[n:])
+            prepared.add_convolution_(even[n:], weights.from_above, None, to_odd[:-n])
         return join_pairs(to_even, to_odd, len(x), onto)  # (N, H, W, Z, O)
 
     def _pair_weights(self, slices: int, image: Tensor, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
+        if not keeps_weights():
+            return pair_weights(self.weight.to(image.dtype), slices, prepare)
         form = ("paired", slices > 2, image.shape[2:])
         return self.derived.get(form, (self.weight,), lambda: pair_weights(self.weight, slices, prepare))
 
@@ -124,24 +132,24 @@ class Pointwise(Kernel):
 
     def forward(self, features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
         """Features (N, H, W, Z, ci) and genes (N, H/2, W/2, Z, cg), their channels I together -> (N, H, W, Z, O)."""
-        if not onednn.serves(features[0]):
+        if not prepared.uses_onednn(features[0]):
             x = concatenate(features, genes)  # (N, H, W, Z, I)
             return F.linear(x, self.weight.flatten(1).to(x.dtype), self.bias.to(x.dtype))
         parts = [*features] if genes is None else [*features, genes]
         first, *others = self.derived.get("packed", (self.weight,), lambda: self._pack(parts))
-        out = onednn.convolve(pixels(features[0]), first, self.bias)  # (1, O, 1, M)
+        out = prepared.convolve(pixels(features[0]), first, self.bias)  # (1, O, 1, M)
         for part, packed in zip(features[1:], others, strict=False):
-            onednn.add_convolution_(pixels(part), packed, None, out)
+            prepared.add_convolution_(pixels(part), packed, None, out)
         result = out.permute(0, 2, 3, 1).reshape(*features[0].shape[:-1], -1)  # (N, H, W, Z, O)
         if genes is not None:
-            from_genes = onednn.convolve(pixels(genes), others[-1], None)
+            from_genes = prepared.convolve(pixels(genes), others[-1], None)
             pairs(result).add_(spread(from_genes.permute(0, 2, 3, 1).reshape(*genes.shape[:-1], -1)))
         return result
 
     def _pack(self, parts: Sequence[Tensor]) -> list[Tensor]:
         widths = [part.shape[-1] for part in parts]
         blocks = self.weight[:, :, 0].split(widths, dim=1)
-        return [onednn.pack(block.contiguous(), pixels(part)) for block, part in zip(blocks, parts, strict=True)]
+        return [prepared.prepare(block.contiguous(), pixels(part)) for block, part in zip(blocks, parts, strict=True)]
 
 
 class UpConv(Conv):
@@ -151,26 +159,26 @@ class UpConv(Conv):
     """
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:  # (N, h, w, Z, I), (N, 2h, 2w, Z, O)
-        if onednn.serves(x) and x.shape[3] % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS:
+        if self._is_paired(x):
             return self._convolve_pairs(x, onto)
         out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self.weight, self.bias)
         return out if onto is None else onto + out  # (N, 2h, 2w, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
-        return onednn.serves(x) and x.shape[3] > 1 and x.shape[3] % 2 == 0 and self.weight.shape[0] >= PAIRED_OUTPUTS
+        return x.shape[3] > 1 and self._is_paired(x)
 
     def _convolve_pairs(self, x: Tensor, onto: Tensor | None) -> Tensor:
         even, odd, both = slice_pairs(x)  # (Z/2 * N, I, h, w) each
         weights = self._pair_weights(
-            x.shape[3], both, lambda kernel: onednn.pack_doubling(doubling_kernel(kernel).contiguous(), both)
+            x.shape[3], both, lambda kernel: prepared.prepare_doubling(doubling_kernel(kernel).contiguous(), both)
         )
-        shared = onednn.convolve_doubling(both, weights.both, self.bias)
-        to_even = onednn.convolve_doubling(odd, weights.to_even, None).add_(shared)
-        to_odd = onednn.convolve_doubling(even, weights.to_odd, None).add_(shared)
+        shared = prepared.convolve_doubling(both, weights.both, self.bias)
+        to_even = prepared.convolve_doubling(odd, weights.to_even, None).add_(shared)
+        to_odd = prepared.convolve_doubling(even, weights.to_odd, None).add_(shared)
         if weights.from_below is not None and weights.from_above is not None:
             n = len(x)
-            to_even[n:] += onednn.convolve_doubling(odd[:-n], weights.from_below, None)
-            to_odd[:-n] += onednn.convolve_doubling(even[n:], weights.from_above, None)
+            to_even[n:] += prepared.convolve_doubling(odd[:-n], weights.from_below, None)
+            to_odd[:-n] += prepared.convolve_doubling(even[n:], weights.from_above, None)
         return join_pairs(to_even, to_odd, len(x), onto)  # (N, 2h, 2w, Z, O)
 
 
@@ -191,27 +199,15 @@ def convolve_folded(x: Tensor, layer: Conv) -> Tensor:
     n, h, w, z, _ = x.shape
     image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, H, W), channels last
     bias = layer.bias.to(x.dtype).repeat(z)  # a no-op cast but under autocast
-    if onednn.serves(x):
-        packed = layer.derived.get(
-            ("folded", z, h, w), (layer.weight,), lambda: onednn.pack(fold_z(layer.weight, z), image)
+    if keeps_weights():
+        weight = layer.derived.get(
+            ("folded", z, h, w), (layer.weight,), lambda: prepared.prepare(fold_z(layer.weight, z), image)
         )
-        out = onednn.convolve(image, packed, bias)  # (N, Z*O, H, W)
+        out = prepared.convolve(image, weight, bias)  # (N, Z*O, H, W)
     else:
-        out = F.conv2d(image, folded(layer, z, x.dtype), bias, padding=layer.weight.shape[-1] // 2)
+        weight = fold_z(layer.weight.to(x.dtype), z)
+        out = F.conv2d(image, weight, bias, padding=layer.weight.shape[-1] // 2)
     return out.permute(0, 2, 3, 1).reshape(n, h, w, z, -1)
-
-
-def folded(layer: Conv, slices: int, dtype: torch.dtype) -> Tensor:
-    """The layer's folded weight, kept where no gradient is asked for."""
-
-    def fold() -> Tensor:
-        return fold_z(layer.weight.to(dtype), slices)
-
-    if not keeps_weights():
-        return fold()
-    return layer.derived.get(
-        ("folded", slices), (layer.weight,), lambda: fold().contiguous(memory_format=torch.channels_last)
-    )
 
 
 def convolve_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -235,13 +231,13 @@ def double_folded(x: Tensor, layer: UpConv) -> Tensor:
     def fold() -> Tensor:
         return doubling_kernel(fold_z(layer.weight.to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
 
-    if onednn.serves(x):
-        packed = layer.derived.get(("doubling", z, h, w), (layer.weight,), lambda: onednn.pack_doubling(fold(), image))
-        out = onednn.convolve_doubling(image, packed, bias)  # (N, Z*O, 2h, 2w)
+    if keeps_weights():
+        weight = layer.derived.get(
+            ("doubling", z, h, w), (layer.weight,), lambda: prepared.prepare_doubling(fold(), image)
+        )
+        out = prepared.convolve_doubling(image, weight, bias)  # (N, Z*O, 2h, 2w)
     else:
-        kept = keeps_weights()
-        weight = layer.derived.get(("doubling", z), (layer.weight,), fold) if kept else fold()
-        out = F.conv_transpose2d(image, weight, bias, stride=2, padding=1)
+        out = F.conv_transpose2d(image, fold(), bias, stride=2, padding=1)
     return out.permute(0, 2, 3, 1).reshape(n, 2 * h, 2 * w, z, -1)
 
 

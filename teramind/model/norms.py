@@ -150,13 +150,13 @@ def _silu(x: Tensor, dtype: torch.dtype, planes: bool) -> Tensor:
     """SiLU of a float32 tensor that is not needed any more."""
     if not planes:
         return F.silu(x, inplace=True).to(dtype)
-    out = empty_planes(x.shape, dtype)
+    out = empty_planes(x.shape, dtype, x.device)
     if dtype == x.dtype:
         return torch.ops.aten.silu.out(x, out=out)
     return out.copy_(F.silu(x, inplace=True))
 
 
-def empty_planes(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised (N, H, W, Z, C) that lies in memory as (Z, N, H, W, C), on the CPU."""
+def empty_planes(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised (N, H, W, Z, C) that lies in memory as (Z, N, H, W, C)."""
     n, h, w, z, c = shape
-    return torch.empty(z, n, h, w, c, dtype=dtype).permute(1, 2, 3, 0, 4)
+    return torch.empty(z, n, h, w, c, dtype=dtype, device=device).permute(1, 2, 3, 0, 4)

@@ -45,7 +45,7 @@ class PairWeights(NamedTuple):
 
 def pair_weights(weight: Tensor, slices: int, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
     """(O, I, 3, k, k) -> the paired form's, differences taken in float32."""
-    k0, k1, k2 = weight.detach().unbind(2)
+    k0, k1, k2 = weight.unbind(2)
     first, second, third = prepare(k1), prepare(difference(k2, k1)), prepare(difference(k0, k1))  # one at a time
     reaching = (prepare(k0), prepare(k2)) if slices > 2 else (None, None)
     return PairWeights(first, second, third, *reaching)
@@ -74,8 +74,9 @@ def slice_pairs(x: Tensor) -> SlicePairs:
 def join_pairs(even: Tensor, odd: Tensor, patches: int, onto: Tensor | None) -> Tensor:
     """Images (Z/2 * N, C, H, W) of the even and odd slices -> (N, H, W, Z, C), added to ``onto`` where given."""
     halves = [half.permute(0, 2, 3, 1).unflatten(0, (-1, patches)).permute(1, 2, 3, 0, 4) for half in (even, odd)]
-    if onto is None:
-        return torch.stack(halves, dim=4).flatten(3, 4)
+    if onto is None or torch.is_grad_enabled():
+        joined = torch.stack(halves, dim=4).flatten(3, 4)
+        return joined if onto is None else onto + joined
     out = torch.empty_like(onto, memory_format=torch.contiguous_format)
     for first, half in enumerate(halves):
         torch.add(onto[:, :, :, first::2], half, out=out[:, :, :, first::2])

@@ -15,6 +15,7 @@ def published():
 
 def test_work_at_1024_px(published):
     assert flops.count(published, 1024) <= 1850  # the published code: 6,424
+    assert flops.count(published, 256, paired=True) <= 1600  # 1,414 at 1024 px
 
 
 def test_the_baseline_does_the_published_code_s_work(published):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from teramind import ModelConfig, TeraMind
-from teramind.model import onednn
+from teramind.model import prepared
 from teramind.model.layers import Conv, Linear, Pointwise, UpConv
 from teramind.model.resample import upsample
 
@@ -26,9 +26,12 @@ def x():
 
 
 def plain(layer, x):
-    """What training computes."""
-    with torch.enable_grad():
-        return layer(x).detach()
+    """What conv3d computes."""
+    if isinstance(layer, UpConv):
+        x = upsample(x)
+    padding = (layer.weight.shape[2] // 2, 1, 1)
+    out = torch.nn.functional.conv3d(x.permute(0, 4, 3, 1, 2), layer.weight, layer.bias, padding=padding)
+    return out.permute(0, 3, 4, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +56,9 @@ def test_a_change_of_the_weights_is_seen(layer, x, change):
 
 @torch.no_grad()
 def test_they_are_made_once_and_dropped_in_training(layer, x, monkeypatch):
-    if not onednn.serves(x):
-        pytest.skip("this CPU or torch lays out no weights")
     made = []
-    pack = onednn.pack
-    monkeypatch.setattr(onednn, "pack", lambda *arguments: made.append(1) or pack(*arguments))
+    prepare = prepared.prepare
+    monkeypatch.setattr(prepared, "prepare", lambda *arguments: made.append(1) or prepare(*arguments))
     layer(x)
     count = len(made)
     layer(x[:1])
@@ -90,7 +91,7 @@ def test_weights_made_in_inference_mode(x):
 @pytest.mark.parametrize("slices", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("kind", "kz"), [(Conv, 1), (Conv, 3), (UpConv, 3)])
 @torch.no_grad()
-def test_inference_convolves_as_training(kind, kz, slices, outputs):
+def test_every_form_is_conv3d(kind, kz, slices, outputs):
     torch.manual_seed(slices)
     layer = kind(7, outputs, kz, 3).eval()
     x = torch.randn(3, 6, 10, slices, 7)
@@ -100,6 +101,12 @@ def test_inference_convolves_as_training(kind, kz, slices, outputs):
     torch.testing.assert_close(layer(x, onto=onto), onto + plain(layer, x), atol=2e-5, rtol=0)
     with torch.backends.mkldnn.flags(enabled=False):
         torch.testing.assert_close(layer(x), plain(layer, x), atol=2e-5, rtol=0)
+    with torch.enable_grad():
+        trained = layer(x, onto=onto)
+        torch.testing.assert_close(trained, onto + plain(layer, x), atol=2e-5, rtol=0)
+        gradient = torch.autograd.grad(trained.square().sum(), layer.weight)[0]
+        expected = torch.autograd.grad((onto + plain(layer, x)).square().sum(), layer.weight)[0]
+    torch.testing.assert_close(gradient, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 @torch.no_grad()
