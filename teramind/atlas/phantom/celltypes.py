@@ -1,0 +1,71 @@
+"""The cell types of the phantom: what each looks like. Sizes are those of mouse brain, in um."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class CellType:
+    """The mean look of a type; a cell deviates from it (see ``morphology``).
+
+    Attributes:
+        name: of the type.
+        nucleus: geometric mean of the nucleus' semi-axes in the plane, um.
+        elongation: longer over shorter semi-axis.
+        aligned: 1 if the nucleus lies along the direction of its place (fibre, vessel, surface), 0 if anyhow.
+        dapi: grey levels of the nucleus.
+        spots: chromocentres, 0 to 6.
+        spot_contrast: their height above the rest of the nucleus, relative.
+        soma: geometric mean of the cell body's semi-axes in the plane, um.
+        poly_t: grey levels of the cytoplasm.
+        apical: reach of the apical dendrite beyond the centre, um; 0 for none.
+        transcripts: mean number in the whole cell.
+    """
+
+    name: str
+    nucleus: float
+    elongation: float
+    aligned: float
+    dapi: float
+    spots: int
+    spot_contrast: float
+    soma: float
+    poly_t: float
+    apical: float
+    transcripts: float
+
+
+CELL_TYPES = (
+    #        name                     nucleus long al  dapi sp contr soma polyT apical transcripts
+    CellType("layer 2/3 neuron", 4.4, 1.12, 0, 92, 5, 0.60, 6.4, 140, 17, 85),
+    CellType("layer 4 neuron", 3.9, 1.10, 0, 112, 5, 0.55, 5.2, 112, 0, 70),
+    CellType("layer 5 neuron", 5.4, 1.10, 0, 74, 6, 0.70, 9.0, 195, 29, 130),
+    CellType("layer 6 neuron", 4.3, 1.12, 0, 100, 5, 0.60, 6.0, 125, 13, 80),
+    CellType("granule cell", 3.2, 1.08, 0, 150, 4, 0.40, 3.9, 75, 0, 45),
+    CellType("thalamic neuron", 4.9, 1.12, 0, 84, 6, 0.65, 7.8, 158, 0, 95),
+    CellType("transition neuron", 5.1, 1.15, 0, 88, 6, 0.65, 7.4, 182, 0, 100),
+    CellType("dopaminergic neuron", 5.2, 1.18, 0, 72, 6, 0.70, 9.2, 208, 0, 125),
+    CellType("basket interneuron", 4.8, 1.12, 0, 86, 6, 0.60, 7.2, 165, 0, 95),
+    CellType("bipolar interneuron", 3.9, 1.45, 0, 104, 5, 0.55, 5.0, 112, 13, 70),
+    CellType("astrocyte", 4.1, 1.25, 0, 108, 3, 0.30, 5.0, 58, 0, 50),
+    CellType("oligodendrocyte", 3.1, 1.50, 1, 176, 0, 0.00, 3.8, 62, 0, 50),
+    CellType("oligodendrocyte precursor", 3.7, 1.40, 0, 124, 2, 0.30, 4.4, 50, 0, 45),
+    CellType("microglia", 2.9, 1.90, 0, 158, 3, 0.40, 3.4, 44, 0, 40),
+    CellType("endothelial cell", 3.3, 3.00, 1, 150, 0, 0.00, 3.9, 50, 0, 45),
+    CellType("mural cell", 3.1, 2.20, 1, 138, 0, 0.00, 3.6, 46, 0, 40),
+    CellType("ependymal cell", 3.2, 1.25, 1, 142, 2, 0.30, 4.3, 92, 0, 45),
+    CellType("meningeal fibroblast", 3.3, 2.70, 1, 128, 0, 0.00, 3.8, 48, 0, 40),
+)
+
+TYPE = {cell_type.name: index for index, cell_type in enumerate(CELL_TYPES)}
+
+LOOKS: dict[str, npt.NDArray[np.float64]] = {
+    item.name: np.array([getattr(cell_type, item.name) for cell_type in CELL_TYPES], dtype=np.float64)
+    for item in fields(CellType)
+    if item.name != "name"
+}
+"""Each numeric attribute of ``CellType`` as an array over the types."""
