@@ -8,13 +8,14 @@ are both zero.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from teramind.atlas.phantom.draws import Draws, FloatArray, Purpose
-from teramind.atlas.phantom.regions import LABEL, STARTS
+from teramind.atlas.phantom.regions import BANDS, LABEL
 
 Labels = npt.NDArray[np.uint8]
 
@@ -23,6 +24,8 @@ DEPTH_SPREAD = 330.0
 # Above this the second field makes islands in the thalamus.
 ISLAND_LEVEL = 0.5
 NEWTON_STEPS = 4
+# No step towards a vessel is longer, um.
+LONGEST_STEP = 8.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class WaveField:
         total = np.zeros(np.broadcast_shapes(x.shape, y.shape, np.shape(z)))
         for (kx, ky, kz), phase in zip(self.wave_vectors.tolist(), self.phases.tolist(), strict=True):
             total += np.cos(kx * x + ky * y + (kz * z + phase))
-        return total * np.sqrt(2 / len(self.phases))
+        return total * math.sqrt(2 / len(self.phases))
 
     def gradient(self, x: FloatArray, y: FloatArray, z: FloatArray | float) -> FloatArray:
         """(3, ...) slope along x, y and z, 1/um."""
@@ -71,7 +74,7 @@ class WaveField:
             slope = -np.sin(kx * x + ky * y + (kz * z + phase))
             for axis, wave_number in enumerate((kx, ky, kz)):
                 total[axis] += wave_number * slope
-        return total * np.sqrt(2 / len(self.phases))
+        return total * math.sqrt(2 / len(self.phases))
 
 
 class Anatomy:
@@ -94,16 +97,20 @@ class Anatomy:
 
     def region(self, x: FloatArray, y: FloatArray, z: FloatArray | float) -> Labels:
         """Label of the region at positions in um."""
-        labels = np.searchsorted(STARTS, self.depth(x, y, z), side="right").astype(np.uint8)
+        labels = np.searchsorted(_STARTS, self.depth(x, y, z), side="right").astype(np.uint8)
         in_thalamus = labels == LABEL["thalamus"]
         if in_thalamus.any():
-            labels[in_thalamus & (self._islands(x, y, z) > ISLAND_LEVEL)] = LABEL["dopaminergic nucleus"]
+            labels[in_thalamus & (self.island(x, y, z) > 0)] = LABEL["dopaminergic nucleus"]
         return labels
 
+    def island(self, x: FloatArray, y: FloatArray, z: FloatArray | float) -> FloatArray:
+        """Above 0 where the thalamus holds an island of dopaminergic neurons."""
+        return self._islands(x, y, z) - ISLAND_LEVEL
+
     def outward(self, x: FloatArray, y: FloatArray, z: FloatArray | float) -> FloatArray:
-        """Angle, rad, from x towards y, in which the brain's surface lies: apical dendrites point there."""
-        slope = self._folds.gradient(x, y, z)
-        return np.arctan2(-slope[1], -slope[0])
+        """The way to the brain's surface in the plane, (2, ...) along x and y, um per um of depth."""
+        slope = self._folds.gradient(x, y, z)[:2]
+        return np.asarray(slope * (-1 / (DEPTH_SPREAD * (slope * slope).sum(axis=0) + 1e-9)))
 
     def nearest_vessel(self, x: FloatArray, y: FloatArray, z: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Points of vessels near positions in um, and the direction there.
@@ -113,17 +120,20 @@ class Anatomy:
         """
         point = np.stack([x, y, z])
         for _ in range(NEWTON_STEPS):
-            point -= np.clip(self._vessel_step(point), -8.0, 8.0)
+            point -= np.clip(self.vessel_step(*point), -LONGEST_STEP, LONGEST_STEP)
         first, second = self._vessel_sheets.gradient(*point), self._vessel_heights.gradient(*point)
         along = np.cross(first, second, axis=0)
         return point, along / (np.linalg.norm(along, axis=0) + 1e-12)
 
-    def _vessel_step(self, point: FloatArray) -> FloatArray:
-        """The shortest step, (3, n), that zeroes both fields to first order."""
-        values = self._vessel_sheets(*point), self._vessel_heights(*point)
-        first, second = self._vessel_sheets.gradient(*point), self._vessel_heights.gradient(*point)
+    def vessel_step(self, x: FloatArray, y: FloatArray, z: FloatArray) -> FloatArray:
+        """The shortest step, (3, ...) um, whose opposite leads to a vessel's axis to first order."""
+        values = self._vessel_sheets(x, y, z), self._vessel_heights(x, y, z)
+        first, second = self._vessel_sheets.gradient(x, y, z), self._vessel_heights.gradient(x, y, z)
         a, b, c = (first * first).sum(axis=0), (first * second).sum(axis=0), (second * second).sum(axis=0)
         determinant = a * c - b * b + 1e-12 * (a * c) + 1e-30
         weight_first = (c * values[0] - b * values[1]) / determinant
         weight_second = (a * values[1] - b * values[0]) / determinant
-        return weight_first * first + weight_second * second
+        return np.asarray(weight_first * first + weight_second * second)
+
+
+_STARTS = np.array([band.start for band in BANDS[1:]])

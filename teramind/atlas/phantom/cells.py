@@ -32,43 +32,42 @@ class Lattice(IntEnum):
 
 
 # Distance of candidates, um, and how far each may lie from its site, as a share of that.
-SPACING = {Lattice.LOOSE: 11.0, Lattice.DENSE: 7.2, Lattice.VESSEL: 15.0, Lattice.PERIVASCULAR: 30.0}
-JITTER = {Lattice.LOOSE: 0.34, Lattice.DENSE: 0.2, Lattice.VESSEL: 0.5, Lattice.PERIVASCULAR: 0.5}
-# The distance of a perivascular astrocyte from the vessel's axis, um.
-VESSEL_GAP = 7.5
+SPACING = {Lattice.LOOSE: 11.0, Lattice.DENSE: 6.7, Lattice.VESSEL: 17.0, Lattice.PERIVASCULAR: 30.0}
+JITTER = {Lattice.LOOSE: 0.30, Lattice.DENSE: 0.2}
+# Oligodendrocytes lie in rows this far apart in depth, um, and are moved at most this far into them.
+FIBRE_SPACING, LONGEST_MOVE = 15.0, 6.0
+# The distance of a vessel's cells, and of a perivascular astrocyte, from the vessel's axis, um.
+VESSEL_WALL, VESSEL_GAP = 2.2, 7.5
 # Share of a vessel's cells that are mural.
 MURAL_SHARE = 0.22
 # Spread of the logarithm of a cell's size factor: how many transcripts it has, and how bright its cytoplasm is.
 SIZE_SPREAD = 0.22
 
-_GLIA = {"astrocyte": 0.22, "oligodendrocyte": 0.09, "oligodendrocyte precursor": 0.04, "microglia": 0.06}
+_PRECURSORS = {"oligodendrocyte precursor": 0.05, "microglia": 0.06}
+_GLIA = {"astrocyte": 0.22, "oligodendrocyte": 0.09, **_PRECURSORS}
 
 # Share of the sites that hold a cell, and the shares of the types among them.
+# fmt: off
 COMPOSITION: dict[Lattice, dict[str, tuple[float, dict[str, float]]]] = {
     Lattice.LOOSE: {
-        "layer 1": (0.09, {**_GLIA, "bipolar interneuron": 0.25, "astrocyte": 0.4}),
-        "layer 2/3": (0.29, {**_GLIA, "layer 2/3 neuron": 1.0, "basket interneuron": 0.07, "bipolar interneuron": 0.1}),
-        "layer 4": (0.38, {**_GLIA, "layer 4 neuron": 1.3, "basket interneuron": 0.08, "bipolar interneuron": 0.04}),
-        "layer 5": (0.20, {**_GLIA, "layer 5 neuron": 0.9, "basket interneuron": 0.13, "bipolar interneuron": 0.04}),
-        "layer 6": (0.30, {**_GLIA, "layer 6 neuron": 1.1, "basket interneuron": 0.06, "bipolar interneuron": 0.04}),
-        "white matter": (
-            0.19,
-            {"oligodendrocyte": 0.7, "astrocyte": 0.14, "oligodendrocyte precursor": 0.06, "microglia": 0.06},
-        ),
-        "molecular layer": (0.10, {**_GLIA, "bipolar interneuron": 0.12, "basket interneuron": 0.12}),
-        "transition zone": (0.20, {**_GLIA, "transition neuron": 0.6, "thalamic neuron": 0.25, "layer 6 neuron": 0.25}),
-        "thalamus": (0.24, {**_GLIA, "thalamic neuron": 0.9, "basket interneuron": 0.05}),
-        "dopaminergic nucleus": (0.25, {**_GLIA, "dopaminergic neuron": 0.75, "thalamic neuron": 0.12}),
+        "layer 1": (0.11, {**_GLIA, "bipolar interneuron": 0.25, "astrocyte": 0.4}),
+        "layer 2/3": (0.42, {**_GLIA, "layer 2/3 neuron": 1.0, "basket interneuron": 0.07, "bipolar interneuron": 0.1}),
+        "layer 4": (0.52, {**_GLIA, "layer 4 neuron": 1.3, "basket interneuron": 0.08, "bipolar interneuron": 0.04}),
+        "layer 5": (0.27, {**_GLIA, "layer 5 neuron": 0.9, "basket interneuron": 0.13, "bipolar interneuron": 0.04}),
+        "layer 6": (0.42, {**_GLIA, "layer 6 neuron": 1.1, "basket interneuron": 0.06, "bipolar interneuron": 0.04}),
+        "white matter": (0.55, {"oligodendrocyte": 0.7, "astrocyte": 0.1, **_PRECURSORS}),
+        "molecular layer": (0.13, {**_GLIA, "bipolar interneuron": 0.12, "basket interneuron": 0.12}),
+        "transition zone": (0.28, {**_GLIA, "transition neuron": 0.6, "thalamic neuron": 0.25, "layer 6 neuron": 0.25}),
+        "thalamus": (0.32, {**_GLIA, "thalamic neuron": 0.9, "basket interneuron": 0.05}),
+        "dopaminergic nucleus": (0.29, {**_GLIA, "dopaminergic neuron": 0.75, "thalamic neuron": 0.12}),
     },
     Lattice.DENSE: {
-        "granule layer": (
-            0.90,
-            {"granule cell": 0.95, "astrocyte": 0.02, "basket interneuron": 0.015, "microglia": 0.015},
-        ),
+        "granule layer": (0.95, {"granule cell": 0.95, "astrocyte": 0.03, "basket interneuron": 0.02}),
         "ependyma": (0.95, {"ependymal cell": 1.0}),
         "meninges": (0.45, {"meningeal fibroblast": 1.0}),
     },
 }
+# fmt: on
 
 _INDEX_BITS, _INDEX_OFFSET = 20, 1 << 19
 
@@ -126,89 +125,103 @@ def cells_in(anatomy: Anatomy, seed: int, box: Box) -> Cells:
 
 @dataclass(frozen=True)
 class _Sites:
-    """Lattice sites around a box, and the random numbers of each."""
+    """Lattice sites around a box.
+
+    Attributes:
+        id: of each.
+        index: (3, n) its place on the lattice along x, y, z.
+        draws: its random numbers.
+    """
 
     id: npt.NDArray[np.int64]
-    x: FloatArray
-    y: FloatArray
-    z: FloatArray
+    index: npt.NDArray[np.int64]
     draws: Draws
 
+    def take(self, chosen: npt.NDArray[np.intp]) -> _Sites:
+        return _Sites(self.id[chosen], self.index[:, chosen], self.draws.take(chosen))
 
-def _sites(seed: int, lattice: Lattice, box: Box) -> _Sites:
-    """The sites whose cells may lie in the box, moved off the lattice by their jitter."""
-    spacing, jitter = SPACING[lattice], JITTER[lattice]
-    margin = 1 + jitter + 0.5  # a staggered site lies up to half a spacing off its index
+
+def _sites(seed: int, lattice: Lattice, box: Box, margin: float) -> _Sites:
+    """The sites whose place on the lattice is at most ``margin`` um outside the box."""
+    spacing = SPACING[lattice]
     axes = [
-        np.arange(int(np.floor(low / spacing - margin)), int(np.ceil(high / spacing + margin)) + 1, dtype=np.int64)
+        np.arange(int(np.floor((low - margin) / spacing)), int(np.ceil((high + margin) / spacing)), dtype=np.int64)
         for low, high in box
     ]
     iz, iy, ix = (index.ravel() for index in np.meshgrid(*axes, indexing="ij"))
     packed = ((np.int64(lattice) << _INDEX_BITS) + iz + _INDEX_OFFSET << _INDEX_BITS) + iy + _INDEX_OFFSET
     ids = (packed << _INDEX_BITS) + ix + _INDEX_OFFSET
-    draws = Draws(seed, Purpose.CELLS, ids)
-    # Every second row and plane is shifted by half a spacing: closer packing, and no rows to be seen.
-    x = (ix + 0.5 + 0.5 * (iy % 2) + jitter * (2 * draws.uniform(0) - 1)) * spacing
-    y = (iy + 0.5 + 0.5 * (iz % 2) + jitter * (2 * draws.uniform(1) - 1)) * spacing
-    z = (iz + 0.5 + jitter * (2 * draws.uniform(2) - 1)) * spacing
-    return _Sites(ids, x, y, z, draws)
+    return _Sites(ids, np.stack([ix, iy, iz]), Draws(seed, Purpose.CELLS, ids))
 
 
 def _packed(anatomy: Anatomy, seed: int, lattice: Lattice, box: Box) -> Cells:
     """The cells of a lattice whose occupation is that of the region."""
     occupancy, type_shares = _TABLES[lattice]
-    sites = _sites(seed, lattice, box)
-    region = anatomy.region(sites.x, sites.y, sites.z)
+    spacing, jitter = SPACING[lattice], JITTER[lattice]
+    # How far a cell may lie from its site: the stagger of half a spacing, its jitter, its move onto a fibre.
+    sites = _sites(seed, lattice, box, (0.5 + jitter) * spacing + LONGEST_MOVE)
+    ix, iy, iz = sites.index
+    # Every second row and plane is shifted by half a spacing: closer packing, and no rows to be seen.
+    x = (ix + 0.5 + 0.5 * (iy % 2) + jitter * (2 * sites.draws.uniform(0) - 1)) * spacing
+    y = (iy + 0.5 + 0.5 * (iz % 2) + jitter * (2 * sites.draws.uniform(1) - 1)) * spacing
+    z = (iz + 0.5 + jitter * (2 * sites.draws.uniform(2) - 1)) * spacing
+    region = anatomy.region(x, y, z)
     held = np.flatnonzero(sites.draws.uniform(3) < occupancy[region])
-    region = region[held]
-    x, y, z = sites.x[held], sites.y[held], sites.z[held]
-    types = (sites.draws.uniform(4)[held, None] >= type_shares[region]).sum(axis=1).astype(np.uint8)
-    direction = anatomy.outward(x, y, z)
+    sites, region, x, y, z = sites.take(held), region[held], x[held], y[held], z[held]
+    types = (sites.draws.uniform(4)[:, None] >= type_shares[region]).sum(axis=1).astype(np.uint8)
+    outward = anatomy.outward(x, y, z)
     along_surface = np.isin(types, [TYPE[name] for name in _ALONG_SURFACE])
-    direction[along_surface] += np.pi / 2
-    return Cells(sites.id[held], types, region, x, y, z, _sizes(sites.draws)[held], direction)
+    direction = np.arctan2(outward[1], outward[0]) + np.where(along_surface, np.pi / 2, 0)
+    in_rows = np.flatnonzero((region == LABEL["white matter"]) & (types == TYPE["oligodendrocyte"]))
+    move = _move_onto_fibre(anatomy.depth(x[in_rows], y[in_rows], z[in_rows]), outward[:, in_rows])
+    x[in_rows] += move[0]
+    y[in_rows] += move[1]
+    return Cells(sites.id, types, region, x, y, z, _sizes(sites.draws), direction)
+
+
+def _move_onto_fibre(depth: FloatArray, outward: FloatArray) -> FloatArray:
+    """The way, (2, n) um, to the nearest of the bundles along which oligodendrocytes lie in rows."""
+    excess = depth - np.round(depth / FIBRE_SPACING) * FIBRE_SPACING
+    return np.clip(outward * excess, -LONGEST_MOVE, LONGEST_MOVE)
 
 
 def _vessel_cells(anatomy: Anatomy, seed: int, box: Box) -> Cells:
     """Endothelial and mural cells on the vessels."""
-    sites, place, along, held = _vessel_sites(anatomy, seed, Lattice.VESSEL, box)
-    x, y, z = place[:, held]
-    mural = sites.draws.uniform(4)[held] < MURAL_SHARE
+    sites, (x, y, z), direction = _vessel_sites(anatomy, seed, Lattice.VESSEL, box)
+    mural = sites.draws.uniform(4) < MURAL_SHARE
     types = np.where(mural, TYPE["mural cell"], TYPE["endothelial cell"]).astype(np.uint8)
-    direction = np.arctan2(along[1, held], along[0, held])
-    return Cells(sites.id[held], types, anatomy.region(x, y, z), x, y, z, _sizes(sites.draws)[held], direction)
+    # The nucleus lies in the wall.
+    side = np.where(sites.draws.uniform(6) < 0.5, -VESSEL_WALL, VESSEL_WALL)
+    x, y = x - side * np.sin(direction), y + side * np.cos(direction)
+    cells = Cells(sites.id, types, anatomy.region(x, y, z), x, y, z, _sizes(sites.draws), direction)
+    return cells.take(_IS_TISSUE[cells.region])
 
 
 def _perivascular_cells(anatomy: Anatomy, seed: int, box: Box) -> Cells:
     """Astrocytes whose end-feet lie on the vessels."""
-    sites, place, along, held = _vessel_sites(anatomy, seed, Lattice.PERIVASCULAR, box)
-    direction = np.arctan2(along[1, held], along[0, held])
-    side = np.where(sites.draws.uniform(4)[held] < 0.5, -VESSEL_GAP, VESSEL_GAP)
-    x, y, z = place[0, held] - side * np.sin(direction), place[1, held] + side * np.cos(direction), place[2, held]
-    region = anatomy.region(x, y, z)
-    types = np.full(len(held), TYPE["astrocyte"], dtype=np.uint8)
-    cells = Cells(sites.id[held], types, region, x, y, z, _sizes(sites.draws)[held], direction)
-    return cells.take(_IS_TISSUE[region])
+    sites, (x, y, z), direction = _vessel_sites(anatomy, seed, Lattice.PERIVASCULAR, box)
+    side = np.where(sites.draws.uniform(4) < 0.5, -VESSEL_GAP, VESSEL_GAP)
+    x, y = x - side * np.sin(direction), y + side * np.cos(direction)
+    types = np.full(len(sites.id), TYPE["astrocyte"], dtype=np.uint8)
+    cells = Cells(sites.id, types, anatomy.region(x, y, z), x, y, z, _sizes(sites.draws), direction)
+    return cells.take(_IS_TISSUE[cells.region])
 
 
-def _vessel_sites(
-    anatomy: Anatomy, seed: int, lattice: Lattice, box: Box
-) -> tuple[_Sites, FloatArray, FloatArray, npt.NDArray[np.intp]]:
-    """Sites moved onto the nearest vessel; those are held whose vessel runs through their own cell of the lattice."""
+def _vessel_sites(anatomy: Anatomy, seed: int, lattice: Lattice, box: Box) -> tuple[_Sites, FloatArray, FloatArray]:
+    """The sites through whose cell of the lattice a vessel runs: sites, (3, n) places on it, direction in the plane."""
     spacing = SPACING[lattice]
-    margin = spacing + VESSEL_GAP
-    wide: Box = tuple((low - margin, high + margin) for low, high in box)  # type: ignore[assignment]
-    sites = _sites(seed, lattice, wide)
-    place, along = anatomy.nearest_vessel(sites.x, sites.y, sites.z)
-    moved = np.abs(place - np.stack([sites.x, sites.y, sites.z])).max(axis=0)
-    near = np.flatnonzero(moved < 0.5 * spacing)
-    region = anatomy.region(*place[:, near])
-    return sites, place, along, near[_IS_TISSUE[region]]
+    sites = _sites(seed, lattice, box, VESSEL_GAP)
+    start = (sites.index + 0.5) * spacing
+    # Most sites are far from any vessel, which the first step tells.
+    near = np.flatnonzero(np.abs(anatomy.vessel_step(*start)).max(axis=0) < 1.5 * spacing)
+    place, along = anatomy.nearest_vessel(*start[:, near])
+    # A point in a neighbour's cell is found from there.
+    own = np.flatnonzero((np.floor(place / spacing) == sites.index[:, near]).all(axis=0))
+    return sites.take(near[own]), place[:, own], np.arctan2(along[1, own], along[0, own])
 
 
 def _sizes(draws: Draws) -> FloatArray:
-    # A power of two in place of an exponential: close enough, and the same spread.
-    return np.exp2(SIZE_SPREAD / np.log(2) * draws.normal(5))
+    return np.exp(SIZE_SPREAD * draws.normal(5))
 
 
 def _tables(lattice: Lattice) -> tuple[FloatArray, FloatArray]:

@@ -7,14 +7,16 @@ any thing can be drawn alone, and all of it is integer arithmetic, the same on e
 
 from __future__ import annotations
 
+from copy import copy
 from enum import IntEnum
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from teramind.checks import integer_between
 
-FloatArray = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.floating[Any]]
 Words = npt.NDArray[np.uint64]
 
 LARGEST_SEED = 2**56 - 1
@@ -60,6 +62,12 @@ class Draws:
         start = _mixed(np.array([key(seed, purpose)], dtype=np.uint64))
         self._state = _mixed(start ^ _mixed(ids.astype(np.uint64)))
 
+    def take(self, chosen: npt.NDArray[np.intp]) -> Self:
+        """The numbers of some of the things."""
+        part = copy(self)
+        part._state = self._state[chosen]
+        return part
+
     def uniform(self, k: int | npt.NDArray[np.int64]) -> FloatArray:
         """Number ``k`` of every thing (or the ``k[i]``-th of the i-th), uniform in [0, 1)."""
         return (self._words(k) >> np.uint64(11)) * 2.0**-53
@@ -68,7 +76,7 @@ class Draws:
         """Number ``k`` of every thing, close to standard normal: the sum of four uniform ones, within 3.46."""
         words = np.ascontiguousarray(self._words(k))
         total = words.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
-        return (total - _SUM_MEAN) * (1 / _SUM_DEVIATION)
+        return np.asarray((total - _SUM_MEAN) * (1 / _SUM_DEVIATION))
 
     def _words(self, k: int | npt.NDArray[np.int64]) -> Words:
         steps = np.atleast_1d(np.asarray(k, dtype=np.uint64)) + np.uint64(1)

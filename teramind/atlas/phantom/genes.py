@@ -52,7 +52,8 @@ def _profiles() -> npt.NDArray[np.float64]:
             row[GENES.index(gene)] = level
         for gene in HOUSEKEEPING:
             row[GENES.index(gene)] = HOUSEKEEPING_LEVEL
-    return profiles / profiles.sum(axis=1, keepdims=True)
+    profiles /= profiles.sum(axis=1, keepdims=True)
+    return profiles
 
 
 PROFILES = _profiles()

@@ -16,15 +16,18 @@ from teramind.atlas.phantom.celltypes import LOOKS
 from teramind.atlas.phantom.draws import Draws, FloatArray, Purpose
 
 # Standard deviations of what is drawn.
-OFFSET = 0.13  # of the nucleus' centre from the cell's, in radii of the nucleus, along each axis
-RADIUS_SPREAD = 0.07  # relative
+OFFSET = 0.11  # of the nucleus' centre from the cell's, in radii of the nucleus, along each axis
+RADIUS_SPREAD = 0.06  # relative
 ELONGATION_SPREAD = 0.09  # relative
 TURN_SPREAD = 0.22  # rad, of what is aligned
 BRIGHTNESS_SPREAD = 0.12  # relative
 OUTLINE_SPREAD = 0.05  # of the outline's third harmonic, relative
 # The optical section: what lies this far off the plane is seen as if it lay in it, um.
 FOCUS = 1.2
+# Standard deviation of the smooth harmonics of a cell body's outline, relative.
+SOMA_SPREAD = 0.07
 MAX_SPOTS = 6
+MAX_ARMS = 5
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,11 @@ class Bodies:
         outline: strength of the third harmonic of its outline.
         outline_skew: that of the other phase.
         dapi: grey levels of the nucleus.
+        focus: 1 where the plane cuts the nucleus through its middle, towards 0 at its caps, which are blurred.
         soma: semi-axis of the cell body's cut; 0 where the plane misses it.
+        soma_focus: as ``focus``, of the cell body.
+        soma_waves: (n, 4) cosine and sine parts of the second and third harmonic of its outline.
+        arms: (n, MAX_ARMS, 3) processes: direction (cosine, sine) and length in radii of the body; 0 for none.
         poly_t: grey levels of the cytoplasm.
         spots: (n, MAX_SPOTS, 4) chromocentres: place in the nucleus along major and minor axis (1 is the outline),
             radius in um, and height relative to the nucleus' brightness; 0 for none.
@@ -54,7 +61,11 @@ class Bodies:
     outline: FloatArray
     outline_skew: FloatArray
     dapi: FloatArray
+    focus: FloatArray
     soma: FloatArray
+    soma_focus: FloatArray
+    soma_waves: FloatArray
+    arms: FloatArray
     poly_t: FloatArray
     spots: FloatArray
 
@@ -90,7 +101,11 @@ def bodies_of(cells: Cells, morphology_seed: int, plane: float) -> Bodies:
         angle=turn,
         outline=OUTLINE_SPREAD * draws.normal(7),
         outline_skew=OUTLINE_SPREAD * draws.normal(8),
-        dapi=look["dapi"] * bright * (0.45 + 0.55 * cut),
+        dapi=look["dapi"] * bright * (0.2 + 0.8 * cut),
+        focus=cut,
+        soma_focus=soma_cut,
+        soma_waves=SOMA_SPREAD * np.stack([draws.normal(k) for k in range(11, 15)], axis=1),
+        arms=_arms(draws, look["arms"]),
         soma=look["soma"] * (1 + RADIUS_SPREAD * draws.normal(9)) * soma_cut,
         poly_t=look["poly_t"]
         * np.sqrt(cells.size)
@@ -104,6 +119,17 @@ def _cut(distance: FloatArray, half_depth: FloatArray) -> FloatArray:
     """The radius of an ellipsoid's cut relative to that through its middle; 0 where the plane misses it."""
     off = np.maximum(np.abs(distance) - FOCUS, 0) / half_depth
     return np.sqrt(np.maximum(1 - off * off, 0))
+
+
+def _arms(draws: Draws, length: FloatArray) -> FloatArray:
+    arms = np.empty((len(length), MAX_ARMS, 3))
+    for number in range(MAX_ARMS):
+        first = 64 + 2 * number
+        angle = 2 * np.pi * (number + 0.7 * draws.uniform(first)) / MAX_ARMS
+        arms[:, number, 0], arms[:, number, 1] = np.cos(angle), np.sin(angle)
+        # Some are short, so that the cell has fewer to be seen.
+        arms[:, number, 2] = length * np.maximum(1.6 * draws.uniform(first + 1) - 0.35, 0)
+    return arms
 
 
 def _spots(draws: Draws, count: FloatArray, contrast: FloatArray, radius: FloatArray) -> FloatArray:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from teramind.atlas.layout import BIN_SIZE, ceil_div
 from teramind.atlas.phantom.anatomy import Anatomy
+from teramind.atlas.phantom.between import TileFrame
 from teramind.atlas.phantom.cells import Cells, cells_in
 from teramind.atlas.phantom.draws import LARGEST_SEED
 from teramind.atlas.phantom.genes import GENES
 from teramind.atlas.phantom.morphology import Bodies, bodies_of
 from teramind.atlas.phantom.regions import NAMES
-from teramind.atlas.phantom.render import TileFrame, render_tile
+from teramind.atlas.phantom.render import render_tile
 from teramind.atlas.phantom.transcripts import background_transcripts, cell_transcripts
 from teramind.checks import integer_between
 from teramind.errors import InputError

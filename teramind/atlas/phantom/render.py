@@ -9,44 +9,22 @@ import numpy.typing as npt
 
 from teramind import _core
 from teramind.atlas.phantom.anatomy import Anatomy
+from teramind.atlas.phantom.between import ORIGIN, Plane, TileFrame, between_cells
 from teramind.atlas.phantom.cells import Cells
 from teramind.atlas.phantom.celltypes import LOOKS
 from teramind.atlas.phantom.draws import FloatArray, Purpose, key
 from teramind.atlas.phantom.morphology import MAX_SPOTS, Bodies
-from teramind.atlas.phantom.regions import REGIONS
 
-Plane = npt.NDArray[np.float32]
-
-# Half the width of an edge, um: the microscope's blur.
-BLUR = 0.45
+# Half the width of an edge, um: the microscope's blur, and the cytoplasm's own edge.
+BLUR, SOMA_BLUR = 0.45, 0.7
 # Patches of cells are squares of a multiple of this, px, so that those of a size are drawn together.
 PATCH_STEP = 8
 # Pixels that are drawn together: their arrays stay in the cache.
-BATCH_PIXELS = 1 << 16
-# The tissue between the cells is computed on nodes this far apart, px.
-NODE_STEP = 8
-# Sizes of the neuropil's texture, um, and its strength at each, relative.
-TEXTURE = ((1.1, 0.16), (3.5, 0.14), (14.0, 0.10))
+BATCH_PIXELS = 1 << 15
 # PolyT in a nucleus, relative to the cell body around it.
-NUCLEAR_POLY_T = 0.62
+NUCLEAR_POLY_T = 0.42
 # The camera: noise of a dark pixel and the growth of its variance with the signal, grey levels.
-DARK_NOISE, SHOT_NOISE = 1.2, 0.12
-# Offsets that keep noise coordinates positive.
-_ORIGIN = 1 << 30
-
-
-class TileFrame:
-    """A square of pixels of a slice.
-
-    Args:
-        y0: first row, px.
-        x0: first column, px.
-        side: px.
-        pixel_size: um.
-    """
-
-    def __init__(self, y0: int, x0: int, side: int, pixel_size: float) -> None:
-        self.y0, self.x0, self.side, self.pixel_size = y0, x0, side, pixel_size
+DARK_NOISE, SHOT_NOISE = 1.2, 0.10
 
 
 def render_tile(
@@ -72,68 +50,30 @@ def render_tile(
     Returns:
         uint8 (2, side, side): DAPI and PolyT.
     """
-    dapi, poly_t = _between(frame, plane, anatomy, morphology_seed)
-    inside = np.zeros_like(dapi)
-    _draw_somata(frame, cells, bodies, poly_t)
+    ground = between_cells(frame, plane, anatomy, cells, morphology_seed)
+    dapi, poly_t = ground.dapi, ground.poly_t
+    somata, inside = np.zeros_like(dapi), np.zeros_like(dapi)
+    _draw_somata(frame, cells, bodies, somata)
     _draw_nuclei(frame, bodies, dapi, inside)
+    np.maximum(poly_t, somata * ground.grain, out=poly_t)
     poly_t *= 1 - (1 - NUCLEAR_POLY_T) * inside
+    return _photographed(np.stack([dapi, poly_t]), frame, slice_index, morphology_seed)
+
+
+def _photographed(image: Plane, frame: TileFrame, slice_index: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Add the camera's noise, which depends on the pixel alone, and round."""
     noise = _core.noise_field(
-        key(morphology_seed, Purpose.NOISE),
+        key(seed, Purpose.NOISE),
         slice_index,
-        frame.y0 + _ORIGIN,
-        frame.x0 + _ORIGIN,
+        frame.y0 + ORIGIN,
+        frame.x0 + ORIGIN,
         (2, 1, frame.side, frame.side),
         threads=1,
     )[:, 0]
-    image = np.stack([dapi, poly_t])
-    image += noise * np.sqrt(DARK_NOISE**2 + SHOT_NOISE * image)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def _between(frame: TileFrame, plane: float, anatomy: Anatomy, morphology_seed: int) -> tuple[Plane, Plane]:
-    """The tissue between the cells: levels of the regions, smooth across their borders, and the neuropil's texture."""
-    nodes = frame.side // NODE_STEP + 1
-    steps = np.arange(nodes) * (NODE_STEP * frame.pixel_size)
-    x, y = frame.x0 * frame.pixel_size + steps, frame.y0 * frame.pixel_size + steps
-    labels = anatomy.region(x[None, :], y[:, None], plane)
-    levels = np.stack([_DARK[labels], _NEUROPIL[labels]])
-    position = (np.arange(frame.side) + 0.5) / NODE_STEP
-    dark, neuropil = _interpolated(levels, position, position)
-    texture = np.ones_like(dark)
-    for number, (size, strength) in enumerate(TEXTURE):
-        texture += strength * _value_noise(frame, plane, size, number, morphology_seed)
-    return dark * (0.6 + 0.4 * texture), neuropil * np.maximum(texture, 0.1)
-
-
-def _value_noise(frame: TileFrame, plane: float, size: float, number: int, morphology_seed: int) -> Plane:
-    """Smooth noise of unit-variance nodes ``size`` um apart, the same at any pixel size."""
-    first, position = [], []
-    for start in (frame.y0, frame.x0):
-        place = (start + np.arange(frame.side) + 0.5) * (frame.pixel_size / size)
-        first.append(int(np.floor(place[0])))
-        position.append(place - first[-1])
-    count = int(np.ceil(max(position[0][-1], position[1][-1]))) + 2
-    layer = int(np.floor(plane / size)) + _ORIGIN
-    nodes = _core.noise_field(
-        key(morphology_seed, Purpose.TEXTURE, number),
-        layer,
-        first[0] + _ORIGIN,
-        first[1] + _ORIGIN,
-        (1, 1, count, count),
-        threads=1,
-    )[0]
-    return _interpolated(nodes, *position)[0]
-
-
-def _interpolated(nodes: npt.NDArray[np.floating], rows: FloatArray, columns: FloatArray) -> Plane:
-    """(c, n, n) values at nodes 0, 1, ... -> (c, rows, columns), bilinear."""
-    values = nodes.astype(np.float32)
-    low = rows.astype(np.intp)
-    rest = (rows - low).astype(np.float32)[:, None]
-    values = values[:, low] * (1 - rest) + values[:, low + 1] * rest
-    low = columns.astype(np.intp)
-    rest = (columns - low).astype(np.float32)
-    return values[:, :, low] * (1 - rest) + values[:, :, low + 1] * rest
+    noise *= np.sqrt(DARK_NOISE**2 + SHOT_NOISE * image)
+    noise += image
+    np.rint(noise, out=noise)
+    return np.clip(noise, 0, 255, out=noise).astype(np.uint8)
 
 
 def _draw_nuclei(frame: TileFrame, bodies: Bodies, dapi: Plane, inside: Plane) -> None:
@@ -148,12 +88,14 @@ def _draw_nuclei(frame: TileFrame, bodies: Bodies, dapi: Plane, inside: Plane) -
         squared = uu + vv
         # u^3 - 3 u v^2 is the third harmonic, cos 3 phi at the outline.
         squared += _column(body.outline) * u * (uu - 3 * vv) + _column(body.outline_skew) * v * (3 * uu - vv)
-        sharpness = body.minor / (4 * BLUR)
-        covered = np.clip((1 - squared) * _column(sharpness) + 0.5, 0, 1)
+        softness = BLUR * (1 + 1.2 * (1 - body.focus))
+        covered = np.clip((1 - squared) * _column(body.minor / (4 * softness)) + 0.5, 0, 1)
         shade = 1.04 - 0.16 * np.minimum(squared, 1)
         _add_spots(shade, u, v, body)
-        window.maximum(dapi, covered * shade * _column(body.dapi))
         window.maximum(inside, covered)
+        covered *= shade
+        covered *= _column(body.dapi)
+        window.maximum(dapi, covered)
 
 
 def _add_spots(shade: Plane, u: Plane, v: Plane, body: Bodies) -> None:
@@ -167,26 +109,51 @@ def _add_spots(shade: Plane, u: Plane, v: Plane, body: Bodies) -> None:
         shade += _column(height) / (1 + distance * distance)
 
 
-def _draw_somata(frame: TileFrame, cells: Cells, bodies: Bodies, poly_t: Plane) -> None:
+def _draw_somata(frame: TileFrame, cells: Cells, bodies: Bodies, somata: Plane) -> None:
     apical = LOOKS["apical"][cells.type]
-    reach = np.maximum(bodies.soma * 1.2, np.where(bodies.soma > 0, apical, 0)) + 2 * BLUR
+    longest = 1.2 + bodies.arms[:, :, 2].max(axis=1, initial=0)
+    reach = np.maximum(bodies.soma * longest, np.where(bodies.soma > 0, apical, 0)) + 3 * BLUR
     for chosen, window in _patches(frame, bodies, reach, bodies.soma > 0.8):
         body = bodies.take(chosen)
         dx, dy = window.offsets(body.x, body.y)
         u, v = _turned(dx, dy, cells.direction[chosen])
         radius = _column(body.soma)
-        squared = (u * u + v * v) / (radius * radius)
-        covered = np.clip((1 - squared) * _column(body.soma / (6 * BLUR)) + 0.5, 0, 1) * (
-            1.1 - 0.3 * np.minimum(squared, 1)
-        )
+        distance = np.sqrt(u * u + v * v) + np.float32(1e-3)
+        cosine, sine = u / distance, v / distance
+        softness = SOMA_BLUR * (1 + 1.5 * (1 - body.soma_focus))
+        outline = _soma_outline(cosine, sine, body) * radius
+        covered = np.clip((outline - distance) * _column(0.5 / softness) + 0.5, 0, 1)
+        covered *= 1.1 - 0.45 * np.minimum(distance / outline, 1)
         reaches = apical[chosen]
         if reaches.any():
-            # A dendrite that tapers from the cell body to its end.
-            along = np.clip(u / _column(np.maximum(reaches, 1)), 0, 1)
-            width = 0.62 * radius * (1 - along) ** 1.5 + 0.7
-            dendrite = np.clip((width - np.abs(v)) / (2 * BLUR), 0, 1) * (1 - along) * (u > 0)
-            covered = np.maximum(covered, 0.85 * dendrite * (_column(reaches) > 0))
-        window.maximum(poly_t, covered * _column(body.poly_t))
+            np.maximum(covered, _apical_dendrite(u, v, radius, reaches), out=covered)
+        covered *= _column(body.poly_t)
+        window.maximum(somata, covered)
+
+
+def _soma_outline(cosine: Plane, sine: Plane, body: Bodies) -> Plane:
+    """Radius of the outline in the direction of each pixel, relative to the mean: waves and tapering processes."""
+    double_cosine, double_sine = cosine * cosine - sine * sine, 2 * cosine * sine
+    waves = [_column(wave) for wave in body.soma_waves.T]
+    outline = 1 + waves[0] * double_cosine + waves[1] * double_sine
+    outline += waves[2] * (double_cosine * cosine - double_sine * sine)
+    outline += waves[3] * (double_sine * cosine + double_cosine * sine)
+    for arm_cosine, arm_sine, length in body.arms.transpose(1, 2, 0):
+        if length.any():
+            bump = np.maximum(cosine * _column(arm_cosine) + sine * _column(arm_sine), 0)
+            for _ in range(5):  # to the 32nd power: narrow at its end, wide at its root
+                bump *= bump
+            outline += _column(length) * bump
+    return outline
+
+
+def _apical_dendrite(u: Plane, v: Plane, radius: Plane, reaches: FloatArray) -> Plane:
+    """A process along u that tapers from the cell body to its end."""
+    along = np.clip(u / _column(np.maximum(reaches, 1)), 0, 1)
+    width = 0.6 * radius * (1 - along) ** 2 + 0.8
+    dendrite = np.clip((width - np.abs(v)) / (2 * SOMA_BLUR) + 0.5, 0, 1) * np.sqrt(1 - along)
+    dendrite *= (u > 0) & (_column(reaches) > 0)
+    return np.float32(0.8) * dendrite
 
 
 class _Window:
@@ -243,7 +210,3 @@ def _turned(dx: Plane, dy: Plane, angle: FloatArray) -> tuple[Plane, Plane]:
 def _column(values: FloatArray | Plane) -> Plane:
     """(n,) -> (n, 1, 1)."""
     return values.astype(np.float32)[:, None, None]
-
-
-_DARK = np.array([region.dark for region in REGIONS])
-_NEUROPIL = np.array([region.neuropil for region in REGIONS])

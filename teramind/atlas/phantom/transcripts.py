@@ -106,7 +106,8 @@ def _poisson(mean: FloatArray, uniform: FloatArray) -> npt.NDArray[np.intp]:
 def _genes_of(types: npt.NDArray[np.uint8], uniform: FloatArray) -> npt.NDArray[np.intp]:
     """A gene for each transcript, from the profile of its cell's type."""
     # The cumulative profiles stand one behind the other, each raised by its type, so that one search serves all.
-    return np.searchsorted(_CUMULATIVE, types + uniform, side="right") - types.astype(np.intp) * len(GENES)
+    place: npt.NDArray[np.intp] = np.searchsorted(_CUMULATIVE, types + uniform, side="right")
+    return place - types.astype(np.intp) * len(GENES)
 
 
 def _dropped_out(seed: int, cell: npt.NDArray[np.int64], gene: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
