@@ -221,7 +221,7 @@ def _vessel_sites(anatomy: Anatomy, seed: int, lattice: Lattice, box: Box) -> tu
 
 
 def _sizes(draws: Draws) -> FloatArray:
-    return np.exp(SIZE_SPREAD * draws.normal(5))
+    return np.asarray(np.exp(SIZE_SPREAD * draws.normal(5)))
 
 
 def _tables(lattice: Lattice) -> tuple[FloatArray, FloatArray]:

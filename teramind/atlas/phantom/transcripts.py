@@ -15,8 +15,8 @@ from teramind.atlas.phantom.regions import REGIONS
 
 # Spread of a cell's transcripts along each axis, in radii of its body.
 SCATTER = 0.55
-# Share of the transcripts in the cell's processes, and their spread in radii.
-PROCESS_SHARE, PROCESS_SCATTER = 0.12, 1.3
+# Share of the transcripts in the cell's processes, and their spread in the plane, in radii.
+PROCESS_SHARE, PROCESS_SCATTER = 0.12, 1.15
 # Probability that a cell lacks a gene altogether.
 DROPOUT = 0.15
 # Transcripts of no cell, per um2 of tissue and outside it.
@@ -50,7 +50,7 @@ def cell_transcripts(
     first = 8 + 8 * place
     radius = LOOKS["soma"][cells.type[owner]]
     spread = radius * np.where(draws.uniform(first) < PROCESS_SHARE, PROCESS_SCATTER, SCATTER)
-    z = cells.z[owner] + spread * draws.normal(first + 1)
+    z = cells.z[owner] + SCATTER * radius * draws.normal(first + 1)
     gene = _genes_of(cells.type[owner], draws.uniform(first + 2))
     found = (z >= z0) & (z < z1) & ~_dropped_out(seed, cells.id[owner], gene)
     x = (cells.x[owner] + spread * draws.normal(first + 3))[found]
@@ -100,13 +100,14 @@ def background_transcripts(
 
 def _poisson(mean: FloatArray, uniform: FloatArray) -> npt.NDArray[np.intp]:
     """Poisson numbers from uniform ones, by inversion."""
-    return np.maximum(np.ceil(pdtrik(uniform, mean)), 0).astype(np.intp)
+    number: npt.NDArray[np.intp] = np.maximum(np.ceil(pdtrik(uniform, mean)), 0).astype(np.intp)
+    return number
 
 
 def _genes_of(types: npt.NDArray[np.uint8], uniform: FloatArray) -> npt.NDArray[np.intp]:
     """A gene for each transcript, from the profile of its cell's type."""
     # The cumulative profiles stand one behind the other, each raised by its type, so that one search serves all.
-    place: npt.NDArray[np.intp] = np.searchsorted(_CUMULATIVE, types + uniform, side="right")
+    place = np.searchsorted(_CUMULATIVE, types + uniform, side="right").astype(np.intp)
     return place - types.astype(np.intp) * len(GENES)
 
 
