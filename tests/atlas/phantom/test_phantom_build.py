@@ -1,0 +1,127 @@
+"""A phantom on disk: an atlas store, and a MERSCOPE folder that is ingested."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import tifffile
+
+from teramind.atlas.merscope import read_merscope
+from teramind.atlas.phantom import Phantom, build
+from teramind.atlas.phantom.build import RAW_RANGES, build_phantom
+from teramind.atlas.phantom.merscope import write_merscope
+from teramind.atlas.store import Atlas
+from teramind.cli import main
+from teramind.errors import InputError
+
+SHAPE = (1093, 333)
+
+
+def small(**changed):
+    return Phantom(**{"seed": 7, "size": SHAPE, "slices": 2, "pixel_size": 0.5, **changed})
+
+
+def counts_of(brain, z):
+    x, y, gene = brain.transcripts(z, 0, SHAPE[0], 0, SHAPE[1])
+    counts = np.zeros((len(brain.genes), 69, 21), dtype=int)
+    np.add.at(counts, (gene, (y // 16).astype(int), (x // 16).astype(int)), 1)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    return build_phantom(small(), tmp_path_factory.mktemp("phantom") / "phantom.zarr")
+
+
+def test_the_store_holds_the_phantom(atlas):
+    brain = small()
+    assert atlas.genes == brain.genes
+    assert atlas.stains == ["DAPI", "PolyT"]
+    assert (atlas.shape, atlas.pixel_size, atlas.slice_z) == ((2, *SHAPE), 0.5, [0.0, 10.0])
+    window = (0, 2, 0, 1104, 0, 336)
+    np.testing.assert_array_equal(atlas.image_window(*window), brain.image_window(*window))
+    np.testing.assert_array_equal(atlas.region_window(*window), brain.region_window(*window))
+    assert atlas.region_names == brain.region_names
+    for z in range(2):
+        found = atlas.gene_window(z, z + 1, 0, 1104, 0, 336)[:, 0]
+        np.testing.assert_array_equal(found, counts_of(brain, z))
+        assert found.sum() > 5000
+
+
+def test_equal_arguments_give_equal_fingerprints(atlas, tmp_path):
+    again = build_phantom(small(), tmp_path / "again.zarr")
+    assert again.fingerprint == atlas.fingerprint
+    redrawn = build_phantom(small(morphology_seed=8), tmp_path / "redrawn.zarr")
+    assert redrawn.metadata.content["counts"] == atlas.metadata.content["counts"]
+    assert redrawn.metadata.content["images"] != atlas.metadata.content["images"]
+    assert (
+        build_phantom(small(seed=8), tmp_path / "other.zarr").metadata.content["counts"]
+        != (atlas.metadata.content["counts"])
+    )
+
+
+def test_memory_does_not_grow_with_the_height(monkeypatch):
+    monkeypatch.setattr(build, "SHARD", 1024)
+
+    def peak(height):
+        brain = small(size=(height, 1024), slices=1)
+        tracemalloc.start()
+        for _ in build._strips(brain, 0):
+            pass
+        for _ in build._shards(brain):
+            pass
+        (_, highest), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+        return highest
+
+    assert peak(6 * 1024) < 1.25 * peak(1024)
+
+
+def test_an_ingested_merscope_folder_is_the_phantom(atlas, tmp_path):
+    write_merscope(small(), tmp_path / "region_0")
+    report = read_merscope(
+        [tmp_path / "region_0"],
+        tmp_path / "ingested.zarr",
+        stains=["DAPI", "PolyT"],
+        z_planes=True,
+        z_step_um=10.0,
+        scale=RAW_RANGES,
+    )
+    ingested = Atlas.open(tmp_path / "ingested.zarr")
+    assert report.kept.sum() == sum(atlas.metadata.slice_transcripts)
+    assert ingested.shape == atlas.shape
+    assert ingested.pixel_size == pytest.approx(0.5)
+    window = (0, 2, 0, 1104, 0, 336)
+    np.testing.assert_array_equal(ingested.image_window(*window), atlas.image_window(*window))
+    order = [atlas.genes.index(name) for name in ingested.genes]
+    missing = set(range(len(atlas.genes))) - set(order)
+    expected = atlas.gene_window(*window)
+    np.testing.assert_array_equal(ingested.gene_window(*window), expected[order])
+    assert not expected[sorted(missing)].any()
+
+
+def test_mosaics_are_16_bit_and_within_rounding_of_their_percentiles(tmp_path):
+    write_merscope(small(slices=1), tmp_path / "region_0")
+    mosaic = tifffile.imread(tmp_path / "region_0" / "images" / "mosaic_DAPI_z0.tif")
+    assert (mosaic.dtype, mosaic.shape) == (np.uint16, SHAPE)
+    np.testing.assert_array_equal(
+        (mosaic.astype(int) - 200) // 40, small(slices=1).image_window(0, 1, 0, 1093, 0, 333)[0, 0]
+    )
+
+
+def test_a_folder_that_is_there_is_kept(tmp_path):
+    (tmp_path / "region_0").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        write_merscope(small(), tmp_path / "region_0")
+
+
+def test_command(tmp_path, capsys):
+    words = ["phantom", "--output", str(tmp_path / "a.zarr"), "--size", "1093", "333", "--slices", "2", "--seed", "7"]
+    words += ["--pixel-size", "0.5", "--merscope", str(tmp_path / "region_0")]
+    assert main(words) == 0
+    assert "2 slices of 1093 x 333 px of 0.5 um" in capsys.readouterr().out
+    assert Atlas.open(tmp_path / "a.zarr").fingerprint == build_phantom(small(), tmp_path / "b.zarr").fingerprint
+    assert (tmp_path / "region_0" / "detected_transcripts.csv").is_file()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words[:3], "--size", "1", "2", "3"]) == 2
+    assert "not 3 numbers" in capsys.readouterr().err
