@@ -1,0 +1,116 @@
+"""How a network starts: as the reference's does, or so that a small one learns in minutes.
+
+The "fast" start makes the untrained network predict its own input, ``eps = x``. That is right at high noise, and with
+the "velocity" loss the error of every timestep is then the tissue image itself: all of the gradient says what is
+missing from the image, and what the genes know of it. From torch's usual start, a network first spends thousands of
+steps on copying the noise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from teramind.diffusion.schedule import TRAINING_STEPS, alphas_cumprod
+from teramind.errors import InputError
+from teramind.model.layers import parts
+from teramind.model.network import TeraMind
+
+STARTS = ("fresh", "fast")
+# Root mean square of what the last norm sees. It is large beside what the decoder adds (about 0.6), so that the norm
+# divides by nearly a constant.
+LEVEL = 24.0
+RIDGE = 1e-4  # keeps the fit of the modulation's weights small; they belong to features of a size about 0.1
+LONGER_KEYS = 3.0
+
+
+def start_fast(net: TeraMind) -> None:
+    """Fill a new network with the "fast" start.
+
+    Raises:
+        InputError: where the network is too narrow for it.
+    """
+    predict_input(net)
+    fade_with_noise(net)
+    listen_to_genes(net)
+
+
+@torch.no_grad()
+def predict_input(net: TeraMind) -> None:
+    """Let the network predict its input, whatever the timestep and the genes.
+
+    The first convolution copies every stain with both signs. The last block's skip connection hands them on, and adds a
+    channel that is constant and large, from its bias, so that the RMSNorm behind it divides by nearly the same
+    everywhere. ``SiLU(u) - SiLU(-u) = u`` undoes the activation. What the last block's residual path learns is added to
+    the copies, and so to the prediction, one to one.
+
+    Raises:
+        InputError: where there are fewer than 2 S + 1 channels.
+    """
+    channels, stains = net.config.base_channels, net.config.stains
+    if channels < 2 * stains + 1:
+        raise InputError(
+            f"the fast start needs base_channels of at least 2 x {stains} stains + 1 = {2 * stains + 1}; "
+            f"the network has {channels}"
+        )
+    [first], [last, *_] = parts(net.input_blocks[0]), parts(net.output_blocks[-1])
+    skip, (_, _, out) = last.skip_connection, parts(net.out)
+    copies = 2 * stains
+    for weight in (first.weight[:copies], first.bias[:copies], skip.weight[: copies + 1], skip.bias[: copies + 1]):
+        weight.zero_()
+    out.weight.zero_()
+    out.bias.zero_()
+    skip.bias[copies] = LEVEL * math.sqrt(len(skip.bias))
+    decoded = skip.weight.shape[1] - channels - net.config.gene_channels(0)  # before the encoder's first channels
+    for stain in range(stains):
+        for channel, sign in ((2 * stain, 1.0), (2 * stain + 1, -1.0)):
+            first.weight[channel, stain, 0, 1, 1] = sign
+            skip.weight[channel, decoded + channel] = 1.0
+            out.weight[stain, channel, 0, 1, 1] = sign * LEVEL
+
+
+@torch.no_grad()
+def fade_with_noise(net: TeraMind) -> None:
+    """Let the last block's residual path be scaled by sqrt(abar_t), the share of the image in its input.
+
+    ``x - eps`` is near ``sqrt(abar) image``: with this factor the path has to learn the image, the same at every t. The
+    weights of the time modulation are fitted by least squares to all timesteps, on the untrained embedding.
+    """
+    [block, *_] = parts(net.output_blocks[-1])
+    [_, linear] = parts(block.emb_layers)
+    features = F.silu(net.time_embed(torch.arange(TRAINING_STEPS))).double()  # (1000, E)
+    features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    wanted = torch.from_numpy(alphas_cumprod()).sqrt() - 1
+    # The bias, the last one, needs no bounds.
+    bounds = RIDGE * torch.eye(features.shape[1], dtype=features.dtype)
+    bounds[-1, -1] = 0
+    fitted = torch.linalg.solve(features.T @ features + bounds, features.T @ wanted).float()
+    scales = linear.out_features // 2  # then come the shifts
+    linear.weight.zero_()
+    linear.bias.zero_()
+    linear.weight[:scales] = fitted[:-1]
+    linear.bias[:scales] = fitted[-1]
+
+
+@torch.no_grad()
+def listen_to_genes(net: TeraMind) -> None:
+    """Let the genes be heard from the first step; as torch starts, a sparse panel is not, for thousands of steps.
+
+    The gene-gene attention has no residual and begins nearly uniform, so a count of one gene among G is divided by G,
+    and the norm that follows sees the biases alone. Keys three times as long make a gene attend to itself, and without
+    biases a gene that was not read says nothing. What passes a convolution shrinks by sqrt(3) and is halved by SiLU.
+    """
+    [level0] = parts(net.rna_blocks[0])
+    attention = level0.attn
+    attention.q_norm.weight.fill_(LONGER_KEYS)
+    for layer in (attention.q, attention.v, attention.proj):
+        nn.init.zeros_(layer.bias)
+    for name, weight in net.named_parameters():
+        if name.endswith("weight") and (".down_z." in name or re.match(r"rna_blocks\.[123]\.", name)):
+            weight.mul_(math.sqrt(6))
+        elif name.endswith("adaLN_modulation.1.weight"):
+            weight.mul_(math.sqrt(3))
