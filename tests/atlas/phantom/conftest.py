@@ -9,10 +9,17 @@ import pytest
 
 from teramind.atlas.binning import rasterize
 from teramind.atlas.phantom import Phantom
+from teramind.atlas.phantom import phantom as phantom_module
 
 SEED = 7
 # Tile (4, 4) of 1024 px at 0.4 um has fifteen regions.
 Y0, X0, SIDE = 4608, 4352, 1024
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 256 px: quicker where windows are small, and more borders to cross."""
+    monkeypatch.setattr(phantom_module, "TILE", 256)
 
 
 @dataclass(frozen=True)
