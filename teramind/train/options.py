@@ -12,7 +12,6 @@ from typing import Any
 from teramind.checks import integer_between
 from teramind.errors import InputError
 from teramind.train.crops import CONTEXTS
-from teramind.train.initialize import STARTS
 from teramind.train.objective import LOSSES, PATHS
 from teramind.train.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -44,7 +43,7 @@ class Options:
     paths: str = option("both", "boundary leaves out the decoder that inference does not use", choices=PATHS)
     region: int = option(2, "encoder patches on a side of what is looked at in a crop")
     context: str = option("crop", "what is seen beyond a crop: nothing, or the atlas", choices=CONTEXTS)
-    start: str = option("fresh", f"{', '.join(STARTS)}, or a checkpoint to go on from", metavar="START")
+    init: str = option("fresh", "initial weights: fresh, fast, or those of a checkpoint", metavar="INIT")
     optimizer: str = option("adam", "which one", choices=OPTIMIZERS)
     lr: float = option(2e-5, "learning rate")
     betas: tuple[float, float] = option((0.9, 0.999), "decay of the optimiser's two moments")

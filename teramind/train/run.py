@@ -221,9 +221,9 @@ def make_learner(data: Data, options: Options, device: torch.device) -> Learner:
     """
     torch.manual_seed(options.seed)
     net = TeraMind(data.config)
-    if options.start not in STARTS:
-        _start_from(options.start, net, data.genes)
-    elif options.start == "fast":
+    if options.init not in STARTS:
+        _start_from(options.init, net, data.genes)
+    elif options.init == "fast":
         start_fast(net)
     net = net.to(device).train()
     optimizer = make_optimizer(options.optimizer, net.parameters(), options.lr, options.betas, options.weight_decay)
