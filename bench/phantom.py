@@ -6,9 +6,9 @@ Speed: both stains of a slice, and its transcripts, in one process; per second o
 of the clock. Memory: peak of a process that writes an atlas, above what it holds after its imports.
 
 Difficulty: nuclei are segmented in the DAPI of the truth, of a ridge regression from genes (own bin and its eight
-neighbours -> the 16 x 16 px of the bin, fitted on four other phantoms), of the truth with the same genes drawn again (the
-ceiling), and of another brain (chance). F1 of nuclei matched one to one: centres less than 3 um apart, or an overlap of
-half of their union.
+neighbours -> the 16 x 16 px of the bin, fitted on four other phantoms), of the truth with the same genes drawn again
+(the ceiling), and of another brain (chance). F1 of nuclei matched one to one: centres less than 3 um apart, or an
+overlap of half of their union.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def speed(side: int, pixel_size: float, repeats: int) -> None:
     for what, values in rates.items():
         (cpu, clock), best = np.median(values, axis=0), max(values)[0]
         print(
-            f"{what:>12}: {cpu:.1f} Mpx a CPU second (best {best:.1f}), {clock:.1f} a second; median of {repeats} windows "
-            f"of {side} px squared at {pixel_size} um"
+            f"{what:>12}: {cpu:.1f} Mpx a CPU second (best {best:.1f}), {clock:.1f} a second; median of "
+            f"{repeats} windows of {side} px squared at {pixel_size} um"
         )
 
 

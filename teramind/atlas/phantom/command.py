@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from teramind.atlas.phantom.build import build_phantom
-from teramind.atlas.phantom.merscope import write_merscope
+from teramind.atlas.phantom.merscope import require_free, write_merscope
 from teramind.atlas.phantom.phantom import Phantom
 from teramind.errors import InputError
 
@@ -57,8 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
         morphology_seed=arguments.morphology_seed,
     )
     if arguments.merscope is not None:
-        write_merscope(phantom, arguments.merscope)
+        require_free(arguments.merscope)  # before the hours that the atlas may take
     atlas = build_phantom(phantom, arguments.output, overwrite=arguments.overwrite)
+    if arguments.merscope is not None:
+        write_merscope(phantom, arguments.merscope)
     slices, height, width = atlas.shape
     transcripts = sum(atlas.metadata.gene_transcripts or [])
     sys.stdout.write(

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import KDTree
 
+from teramind.atlas.layout import BIN_SIZE
 from teramind.atlas.phantom.cells import Cells
 from teramind.atlas.phantom.celltypes import LOOKS, TYPE
 from teramind.atlas.phantom.genes import PATHWAYS
+from teramind.atlas.phantom.tile import Tile
 from teramind.errors import InputError
 
 # Cells with their centres this close touch, um.
@@ -74,23 +76,12 @@ def interacting_cells(cells: Cells, interaction: Interaction) -> npt.NDArray[np.
     return taking_part
 
 
-def mark_bins(
-    cells: Cells, y_range: tuple[float, float], x_range: tuple[float, float], bin_side: float
-) -> npt.NDArray[np.bool_]:
-    """The bins that the bodies of cells cover, at least the one that holds the centre.
-
-    Args:
-        cells: which.
-        y_range: of the window, um, whole bins.
-        x_range: of the window, um, whole bins.
-        bin_side: um.
-
-    Returns:
-        (rows, columns).
-    """
-    rows, columns = (round((high - low) / bin_side) for low, high in (y_range, x_range))
-    marked = np.zeros((rows, columns), dtype=bool)
-    row, column = (cells.y - y_range[0]) / bin_side, (cells.x - x_range[0]) / bin_side
+def mark_bins(cells: Cells, tile: Tile) -> npt.NDArray[np.bool_]:
+    """The bins of a tile that the bodies of cells cover, at least those that hold a centre; (rows, columns)."""
+    bin_side = BIN_SIZE * tile.pixel_size
+    count = tile.side // BIN_SIZE
+    marked = np.zeros((count, count), dtype=bool)
+    row, column = (cells.y - tile.y_range[0]) / bin_side, (cells.x - tile.x_range[0]) / bin_side
     radius = LOOKS["soma"][cells.type] / bin_side
     reach = int(np.ceil(radius.max(initial=0)))
     for dy in range(-reach, reach + 1):
@@ -98,6 +89,6 @@ def mark_bins(
             r, c = np.floor(row).astype(np.intp) + dy, np.floor(column).astype(np.intp) + dx
             covered = (r + 0.5 - row) ** 2 + (c + 0.5 - column) ** 2 < radius**2
             covered |= (dy == 0) & (dx == 0)
-            covered &= (r >= 0) & (r < rows) & (c >= 0) & (c < columns)
+            covered &= (r >= 0) & (r < count) & (c >= 0) & (c < count)
             marked[r[covered], c[covered]] = True
     return marked

@@ -39,14 +39,23 @@ def write_merscope(phantom: Phantom, folder: str | Path) -> None:
         InputError: there is something of that name.
         OSError: it cannot be written.
     """
-    if Path(folder).exists():
-        raise InputError(f"{folder} is there already; name another folder, or remove it")
+    require_free(folder)
     with appears_whole(folder) as partial:
         (partial / "images").mkdir(parents=True)
         _write_transcripts(phantom, partial / "detected_transcripts.csv")
         for index in range(phantom.shape[0]):
             _write_mosaics(phantom, index, partial / "images")
         _write_transform(phantom, partial / "images" / TRANSFORM_FILE)
+
+
+def require_free(folder: str | Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        InputError: it is.
+    """
+    if Path(folder).exists():
+        raise InputError(f"{folder} is there already; name another folder, or remove it")
 
 
 def _write_transform(phantom: Phantom, path: Path) -> None:

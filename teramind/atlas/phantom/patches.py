@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from teramind.atlas.phantom.between import Plane, TileFrame
 from teramind.atlas.phantom.draws import FloatArray
+from teramind.atlas.phantom.tile import Plane, Tile
 
 # The half of a patch is a multiple of this, px, so that many have one size and are drawn together.
 HALF_STEP = 4
@@ -22,24 +22,24 @@ class PatchGroup:
     """Patches of one size, one around each of some points.
 
     Args:
-        frame: the tile.
+        tile: into which they are brought.
         x: (n,) of the points, um.
         y: (n,) of the points, um.
         half: half of the patches' side, px.
     """
 
-    def __init__(self, frame: TileFrame, x: FloatArray, y: FloatArray, half: int) -> None:
-        self._side = frame.side
-        column_of, row_of = _pixel(frame, x, y)
+    def __init__(self, tile: Tile, x: FloatArray, y: FloatArray, half: int) -> None:
+        self._side = tile.side
+        column_of, row_of = _pixel(tile, x, y)
         rows, columns = (-half, half), (-half, half)
         if (2 * half) ** 2 > BATCH_PIXELS:
             rows, columns = (
-                (max(-half, -int(place[0])), min(half, frame.side - int(place[0]))) for place in (row_of, column_of)
+                (max(-half, -int(place[0])), min(half, tile.side - int(place[0]))) for place in (row_of, column_of)
             )
         self._top, self._left = row_of + rows[0], column_of + columns[0]
-        size = frame.pixel_size
-        dx = (column_of[:, None] + np.arange(*columns) + 0.5 + frame.x0) * size - x[:, None]
-        dy = (row_of[:, None] + np.arange(*rows) + 0.5 + frame.y0) * size - y[:, None]
+        size = tile.pixel_size
+        dx = (column_of[:, None] + np.arange(*columns) + 0.5 + tile.x0) * size - x[:, None]
+        dy = (row_of[:, None] + np.arange(*rows) + 0.5 + tile.y0) * size - y[:, None]
         self._dx, self._dy = dx.astype(np.float32)[:, None, :], dy.astype(np.float32)[:, :, None]
 
     def turned(self, angle: FloatArray) -> tuple[Plane, Plane]:
@@ -70,12 +70,12 @@ class PatchGroup:
 
 
 def patches(
-    frame: TileFrame, x: FloatArray, y: FloatArray, reach: FloatArray, drawn: npt.NDArray[np.bool_]
+    tile: Tile, x: FloatArray, y: FloatArray, reach: FloatArray, drawn: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[Index, PatchGroup]]:
     """Group the points that reach into a tile by the size of their patch.
 
     Args:
-        frame: the tile.
+        tile: into which they are brought.
         x: (n,) of the points, um.
         y: (n,) of the points, um.
         reach: (n,) how far from it a point is drawn, um.
@@ -84,16 +84,16 @@ def patches(
     Yields:
         Indices of points, and their patches.
     """
-    column_of, row_of = _pixel(frame, x, y)
-    half = HALF_STEP * np.ceil((reach / frame.pixel_size + 1) / HALF_STEP).astype(np.intp)
+    column_of, row_of = _pixel(tile, x, y)
+    half = HALF_STEP * np.ceil((reach / tile.pixel_size + 1) / HALF_STEP).astype(np.intp)
     for place in (column_of, row_of):
-        drawn = drawn & (place + half > 0) & (place - half < frame.side)
+        drawn = drawn & (place + half > 0) & (place - half < tile.side)
     for size in np.unique(half[drawn]).tolist():
         members = np.flatnonzero(drawn & (half == size))
         batch = max(1, BATCH_PIXELS // (2 * size) ** 2)
         for first in range(0, len(members), batch):
             chosen = members[first : first + batch]
-            yield chosen, PatchGroup(frame, x[chosen], y[chosen], size)
+            yield chosen, PatchGroup(tile, x[chosen], y[chosen], size)
 
 
 def column(values: FloatArray) -> Plane:
@@ -101,7 +101,7 @@ def column(values: FloatArray) -> Plane:
     return values.astype(np.float32)[:, None, None]
 
 
-def _pixel(frame: TileFrame, x: FloatArray, y: FloatArray) -> tuple[Index, Index]:
+def _pixel(tile: Tile, x: FloatArray, y: FloatArray) -> tuple[Index, Index]:
     """Column and row in the tile of the pixel that holds each point."""
-    column_of = np.floor(x / frame.pixel_size).astype(np.intp) - frame.x0
-    return column_of, np.floor(y / frame.pixel_size).astype(np.intp) - frame.y0
+    column_of = np.floor(x / tile.pixel_size).astype(np.intp) - tile.x0
+    return column_of, np.floor(y / tile.pixel_size).astype(np.intp) - tile.y0

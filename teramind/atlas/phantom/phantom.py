@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from teramind.atlas.layout import BIN_SIZE, ceil_div
 from teramind.atlas.phantom.anatomy import Anatomy
-from teramind.atlas.phantom.between import TileFrame
 from teramind.atlas.phantom.cells import Cells, cells_in
 from teramind.atlas.phantom.draws import LARGEST_SEED
 from teramind.atlas.phantom.genes import GENES
@@ -20,6 +17,7 @@ from teramind.atlas.phantom.interaction import Interaction, find_interaction, in
 from teramind.atlas.phantom.morphology import Bodies, bodies_of
 from teramind.atlas.phantom.regions import NAMES
 from teramind.atlas.phantom.render import render_tile
+from teramind.atlas.phantom.tile import Tile
 from teramind.atlas.phantom.transcripts import background_transcripts, cell_transcripts
 from teramind.checks import integer_between
 from teramind.errors import InputError
@@ -36,7 +34,7 @@ REACH, DEPTH_REACH = 34.0, 22.0
 # Thickness of a section, um, where the slices lie that far apart.
 SECTION = 10.0
 SMALLEST_PIXEL, LARGEST_PIXEL = 0.05, 1.0
-MAX_SIDE, MAX_SLICES = 2**20, 2**12
+MAX_SIDE, MAX_SLICES, LARGEST_STEP = 2**20, 2**12, 500.0
 
 CELL_FIELDS = np.dtype(
     [
@@ -57,10 +55,10 @@ CELL_FIELDS = np.dtype(
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """The cells that may reach into a tile of a slice, and their bodies in its plane."""
+class _Content:
+    """The cells that may reach into a tile, and their bodies in its plane."""
 
-    frame: TileFrame
+    tile: Tile
     cells: Cells
     bodies: Bodies
 
@@ -110,12 +108,12 @@ class Phantom:
         )
         if not SMALLEST_PIXEL <= pixel_size <= LARGEST_PIXEL:
             raise InputError(f"a pixel of {pixel_size} um is out of range; give {SMALLEST_PIXEL} to {LARGEST_PIXEL} um")
-        if not (math.isfinite(z_step) and z_step > 0):
-            raise InputError(f"slices {z_step} um apart are out of range; give a distance above 0 um")
+        if not 0 < z_step <= LARGEST_STEP:
+            raise InputError(f"slices {z_step} um apart are out of range; give up to {LARGEST_STEP:g} um")
         self.pixel_size, self.z_step = float(pixel_size), float(z_step)
         self.genes, self.stains, self.region_names = list(GENES), list(STAINS), dict(NAMES)
         self._anatomy = Anatomy(self.seed)
-        self._tiles: OrderedDict[tuple[int, int, int], _Tile] = OrderedDict()
+        self._contents: OrderedDict[tuple[int, int, int], _Content] = OrderedDict()
 
     @property
     def slice_z(self) -> list[float]:
@@ -143,7 +141,7 @@ class Phantom:
         for z in range(z0, z1):
             for row, column in self._tile_places(z, y0, y1, x0, x1):
                 window, part = _overlap((y0, y1, x0, x1), (row, column), self.shape[1:], 1)
-                image[:, z - z0, *window] = self._image_tile(z, row, column)[:, *part]
+                image[:, z - z0, *window] = self._tile_image(z, row, column)[:, *part]
         return image
 
     def transcripts(
@@ -260,54 +258,48 @@ class Phantom:
         )
         return inside
 
-    def _tile(self, z: int, row: int, column: int) -> _Tile:
+    def _content(self, z: int, row: int, column: int) -> _Content:
         place = (z, row, column)
-        if place not in self._tiles:
-            frame = TileFrame(row * TILE, column * TILE, TILE, self.pixel_size)
-            plane = z * self.z_step
-            ranges = [
-                (start * self.pixel_size - REACH, (start + TILE) * self.pixel_size + REACH)
-                for start in (frame.y0, frame.x0)
-            ]
-            cells = cells_in(
-                self._anatomy, self.seed, ((plane - DEPTH_REACH, plane + DEPTH_REACH), ranges[0], ranges[1])
-            )
-            self._tiles[place] = _Tile(frame, cells, bodies_of(cells, self.morphology_seed, plane))
-            if len(self._tiles) > KEPT_TILES:
-                self._tiles.popitem(last=False)
-        return self._tiles[place]
+        if place not in self._contents:
+            tile = Tile(z, z * self.z_step, row * TILE, column * TILE, TILE, self.pixel_size)
+            heights = tile.z - DEPTH_REACH, tile.z + DEPTH_REACH
+            rows, columns = ((low - REACH, high + REACH) for low, high in (tile.y_range, tile.x_range))
+            cells = cells_in(self._anatomy, self.seed, (heights, rows, columns))
+            self._contents[place] = _Content(tile, cells, bodies_of(cells, self.morphology_seed, tile.z))
+            if len(self._contents) > KEPT_TILES:
+                self._contents.popitem(last=False)
+        return self._contents[place]
 
-    def _image_tile(self, z: int, row: int, column: int) -> npt.NDArray[np.uint8]:
-        tile = self._tile(z, row, column)
-        return render_tile(tile.frame, z * self.z_step, z, self._anatomy, tile.cells, tile.bodies, self.morphology_seed)
+    def _section(self, z: int) -> tuple[float, float]:
+        """Lower and upper face of a slice's section, um: sections do not overlap."""
+        half = min(SECTION, self.z_step) / 2
+        return z * self.z_step - half, z * self.z_step + half
+
+    def _tile_image(self, z: int, row: int, column: int) -> npt.NDArray[np.uint8]:
+        content = self._content(z, row, column)
+        return render_tile(content.tile, self._anatomy, content.cells, content.bodies, self.morphology_seed)
 
     def _tile_transcripts(
         self, z: int, row: int, column: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
-        tile = self._tile(z, row, column)
-        plane, half = z * self.z_step, min(SECTION, self.z_step) / 2
-        y_range, x_range = (
-            (start * self.pixel_size, (start + TILE) * self.pixel_size) for start in (tile.frame.y0, tile.frame.x0)
-        )
-        found = cell_transcripts(tile.cells, self.seed, plane - half, plane + half)
-        loose = background_transcripts(self._anatomy, self.seed, z, plane, y_range, x_range)
+        content = self._content(z, row, column)
+        found = cell_transcripts(content.cells, self.seed, *self._section(z))
+        loose = background_transcripts(content.tile, self._anatomy, self.seed)
         x, y, gene = (np.concatenate(pair) for pair in zip(found, loose, strict=True))
         x, y = (x / self.pixel_size).astype(np.float32), (y / self.pixel_size).astype(np.float32)
-        inside = _in_tile(tile.frame, x, y)
+        inside = content.tile.holds(x, y)
         return x[inside], y[inside], gene[inside]
 
     def _tile_interaction(self, z: int, row: int, column: int, interaction: Interaction) -> npt.NDArray[np.bool_]:
-        tile = self._tile(z, row, column)
-        in_section = np.abs(tile.cells.z - z * self.z_step) < min(SECTION, self.z_step) / 2
-        cells = tile.cells.take(interacting_cells(tile.cells, interaction) & in_section)
-        y_range, x_range = (
-            (start * self.pixel_size, (start + TILE) * self.pixel_size) for start in (tile.frame.y0, tile.frame.x0)
-        )
-        return mark_bins(cells, y_range, x_range, BIN_SIZE * self.pixel_size)
+        content = self._content(z, row, column)
+        low, high = self._section(z)
+        in_section = (content.cells.z >= low) & (content.cells.z < high)
+        taking_part = interacting_cells(content.cells, interaction)
+        return mark_bins(content.cells.take(taking_part & in_section), content.tile)
 
     def _tile_cells(self, z: int, row: int, column: int) -> npt.NDArray[np.void]:
-        tile = self._tile(z, row, column)
-        cells, bodies, scale = tile.cells, tile.bodies, 1 / self.pixel_size
+        content = self._content(z, row, column)
+        cells, bodies, scale = content.cells, content.bodies, 1 / self.pixel_size
         rows = np.empty(len(cells), dtype=CELL_FIELDS)
         rows["id"], rows["type"], rows["region"] = cells.id, cells.type, cells.region
         rows["x"], rows["y"], rows["soma"] = cells.x * scale, cells.y * scale, bodies.soma * scale
@@ -315,7 +307,7 @@ class Phantom:
         rows["nucleus_major"], rows["nucleus_minor"] = bodies.major * scale, bodies.minor * scale
         rows["angle"] = bodies.angle
         cut: npt.NDArray[np.bool_] = (bodies.major > 0) | (bodies.soma > 0)
-        kept: npt.NDArray[np.void] = rows[_in_tile(tile.frame, rows["x"], rows["y"]) & cut]
+        kept: npt.NDArray[np.void] = rows[content.tile.holds(rows["x"], rows["y"]) & cut]
         return kept
 
 
@@ -335,13 +327,6 @@ def _overlap(
 def _check_on_bins(y0: int, y1: int, x0: int, x1: int) -> None:
     if any(bound % BIN_SIZE for bound in (y0, y1, x0, x1)):
         raise InputError(f"the window {y0}:{y1},{x0}:{x1} px does not lie on bins of {BIN_SIZE} px")
-
-
-def _in_tile(frame: TileFrame, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    inside: npt.NDArray[np.bool_] = (
-        (x >= frame.x0) & (x < frame.x0 + frame.side) & (y >= frame.y0) & (y < frame.y0 + frame.side)
-    )
-    return inside
 
 
 def _sides(*ranges: tuple[int, int]) -> tuple[int, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from teramind import _core
 from teramind.atlas.phantom.anatomy import Anatomy
-from teramind.atlas.phantom.between import ORIGIN, Plane, TileFrame, between_cells
 from teramind.atlas.phantom.cells import Cells
 from teramind.atlas.phantom.celltypes import LOOKS
-from teramind.atlas.phantom.draws import FloatArray, Purpose, key
+from teramind.atlas.phantom.draws import FloatArray
+from teramind.atlas.phantom.ground import between_cells
 from teramind.atlas.phantom.morphology import MAX_SPOTS, Bodies
 from teramind.atlas.phantom.patches import column, patches
+from teramind.atlas.phantom.tile import Plane, Tile
 
 # Half the width of an edge, um: the microscope's blur, and the cytoplasm's own edge.
 BLUR, SOMA_BLUR = 0.45, 0.7
@@ -25,20 +25,12 @@ DARK_NOISE, SHOT_NOISE = 1.2, 0.10
 
 
 def render_tile(
-    frame: TileFrame,
-    plane: float,
-    slice_index: int,
-    anatomy: Anatomy,
-    cells: Cells,
-    bodies: Bodies,
-    morphology_seed: int,
+    tile: Tile, anatomy: Anatomy, cells: Cells, bodies: Bodies, morphology_seed: int
 ) -> npt.NDArray[np.uint8]:
     """Draw a tile.
 
     Args:
-        frame: which.
-        plane: z of the image, um.
-        slice_index: of the slice, for its noise.
+        tile: which.
         anatomy: for the tissue between the cells.
         cells: all that may reach into the tile.
         bodies: theirs.
@@ -47,38 +39,30 @@ def render_tile(
     Returns:
         uint8 (2, side, side): DAPI and PolyT.
     """
-    ground = between_cells(frame, plane, anatomy, cells, morphology_seed)
+    ground = between_cells(tile, anatomy, cells, morphology_seed)
     dapi, poly_t = ground.dapi, ground.poly_t
     somata, nuclei, inside = np.zeros_like(dapi), np.zeros_like(dapi), np.zeros_like(dapi)
-    _draw_somata(frame, cells, bodies, somata)
-    _draw_nuclei(frame, bodies, nuclei, inside)
+    _draw_somata(tile, cells, bodies, somata)
+    _draw_nuclei(tile, bodies, nuclei, inside)
     np.maximum(dapi, nuclei * ground.grain, out=dapi)
     np.maximum(poly_t, somata * ground.grain, out=poly_t)
     poly_t *= 1 - (1 - NUCLEAR_POLY_T) * inside
-    return _photographed(np.stack([dapi, poly_t]), frame, slice_index, morphology_seed)
+    return _photographed(np.stack([dapi, poly_t]), tile.pixel_noise(morphology_seed))
 
 
-def _photographed(image: Plane, frame: TileFrame, slice_index: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Add the camera's noise, which depends on the pixel alone, and round."""
-    noise = _core.noise_field(
-        key(seed, Purpose.NOISE),
-        slice_index,
-        frame.y0 + ORIGIN,
-        frame.x0 + ORIGIN,
-        (2, 1, frame.side, frame.side),
-        threads=1,
-    )[:, 0]
+def _photographed(image: Plane, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Add the camera's noise, in place of the standard normals given, and round."""
     noise *= np.sqrt(DARK_NOISE**2 + SHOT_NOISE * image)
     noise += image
     np.rint(noise, out=noise)
     return np.clip(noise, 0, 255, out=noise).astype(np.uint8)
 
 
-def _draw_nuclei(frame: TileFrame, bodies: Bodies, nuclei: Plane, inside: Plane) -> None:
+def _draw_nuclei(tile: Tile, bodies: Bodies, nuclei: Plane, inside: Plane) -> None:
     softness = BLUR * (1 + 1.2 * (1 - bodies.focus))
     # Half of the edge lies outside; the outline's waves, a tenth, come on top.
     reach = 1.1 * bodies.major * np.sqrt(1 + 2 * softness / np.maximum(bodies.minor, SMALLEST_CUT))
-    for chosen, group in patches(frame, bodies.x, bodies.y, reach, bodies.minor > SMALLEST_CUT):
+    for chosen, group in patches(tile, bodies.x, bodies.y, reach, bodies.minor > SMALLEST_CUT):
         body = bodies.take(chosen)
         u, v = group.turned(body.angle)
         u /= column(body.major)
@@ -107,11 +91,11 @@ def _add_spots(shade: Plane, u: Plane, v: Plane, body: Bodies) -> None:
         shade += column(height) / (1 + distance * distance)
 
 
-def _draw_somata(frame: TileFrame, cells: Cells, bodies: Bodies, somata: Plane) -> None:
+def _draw_somata(tile: Tile, cells: Cells, bodies: Bodies, somata: Plane) -> None:
     apical = LOOKS["apical"][cells.type]
     longest = 1.2 + bodies.arms[:, :, 2].max(axis=1, initial=0)
     reach = np.maximum(bodies.soma * longest, np.where(bodies.soma > 0, apical, 0)) + 3 * BLUR
-    for chosen, group in patches(frame, bodies.x, bodies.y, reach, bodies.soma > SMALLEST_CUT):
+    for chosen, group in patches(tile, bodies.x, bodies.y, reach, bodies.soma > SMALLEST_CUT):
         body = bodies.take(chosen)
         u, v = group.turned(cells.direction[chosen])
         radius = column(body.soma)

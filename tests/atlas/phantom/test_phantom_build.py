@@ -71,7 +71,7 @@ def test_no_more_than_a_shard_and_a_strip_is_in_memory(monkeypatch):
     places = set()
     for index, y0, x0, pixels in build._shards(brain):
         assert pixels.shape == (2, min(256, 2100 - y0), min(256, 300 - x0))
-        assert len(brain._tiles) <= phantom_module.KEPT_TILES
+        assert len(brain._contents) <= phantom_module.KEPT_TILES
         places.add((index, y0, x0))
     assert len(places) == 9 * 2
 
