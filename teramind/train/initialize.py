@@ -17,6 +17,7 @@ from torch import nn
 
 from teramind.diffusion.schedule import TRAINING_STEPS, alphas_cumprod
 from teramind.errors import InputError
+from teramind.model.blocks import MLP, GeneGeneAttention
 from teramind.model.layers import parts
 from teramind.model.network import TeraMind
 
@@ -31,7 +32,8 @@ LEVEL, QUIET = 24.0, 0.1
 # its units bend: sqrt(abar) is then a sum of them with small weights, which the next steps do not upset.
 FASTEST_TURN, BENDING = 0.02, 4.0
 RIDGE = 1e-2  # of the fit; what it costs is below 0.01
-LONGER_KEYS = 3.0
+KEY_LENGTH = 4.0
+EMPTY = 0.02  # of a count
 
 
 def start_fast(net: TeraMind) -> None:
@@ -113,17 +115,41 @@ def fade_with_noise(net: TeraMind) -> None:
 def listen_to_genes(net: TeraMind) -> None:
     """Let the genes be heard from the first step; as torch starts, a sparse panel is not, for thousands of steps.
 
-    The gene-gene attention has no residual and begins nearly uniform, so a count of one gene among G is divided by G,
-    and the norm that follows sees the biases alone. Keys three times as long make a gene attend to itself, and without
-    biases a gene that was not read says nothing. What passes a convolution shrinks by sqrt(3) and is halved by SiLU.
+    The gene-gene block has no residuals: what its layers do to a gene's counts at the start is all that the rest of the
+    network sees of them. As torch starts, the attention is nearly uniform, so a count of one gene among G is divided by
+    G, and every layer mixes the bins. Here a gene attends to itself, and its counts pass bin by bin.
     """
     [level0] = parts(net.rna_blocks[0])
-    attention = level0.attn
-    attention.q_norm.weight.fill_(LONGER_KEYS)
-    for layer in (attention.q, attention.v, attention.proj):
-        nn.init.zeros_(layer.bias)
-    for name, weight in net.named_parameters():
+    attend_to_itself(level0.attn, level0.shape[1:])
+    pass_through(level0.mlp)
+    for name, weight in net.named_parameters():  # a convolution shrinks by sqrt(3) what passes, SiLU halves it
         if name.endswith("weight") and (".down_z." in name or re.match(r"rna_blocks\.[123]\.", name)):
             weight.mul_(math.sqrt(6))
         elif name.endswith("adaLN_modulation.1.weight"):
             weight.mul_(math.sqrt(3))
+
+
+def attend_to_itself(attention: GeneGeneAttention, bins: tuple[int, ...]) -> None:
+    """Let a gene's value be its counts, and go to no gene whose counts lie elsewhere.
+
+    Long keys make the softmax sharp. A gene without counts would attend to all alike, and the norm behind would make
+    their mean as loud as any gene: a small bias gives the empty genes a direction of their own, in which they attend to
+    each other and stay silent. It changes sign from bin to bin, as no counts do.
+    """
+    attention.q_norm.weight.fill_(KEY_LENGTH)
+    for layer in (attention.q, attention.v, attention.proj):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    sign = sum(torch.meshgrid(*map(torch.arange, bins), indexing="ij")) % 2 * 2 - 1  # (Zg, p, p)
+    attention.q.bias.copy_(sign.flatten() * EMPTY)
+
+
+def pass_through(mlp: MLP) -> None:
+    """Let an MLP be the identity: ``GELU(u) - GELU(-u) = u``. The other half of its units waits with no effect."""
+    features = mlp.fc1.weight.shape[1]
+    nn.init.zeros_(mlp.fc1.bias)
+    nn.init.zeros_(mlp.fc2.bias)
+    nn.init.zeros_(mlp.fc2.weight)
+    for start, sign in ((0, 1.0), (features, -1.0)):
+        mlp.fc1.weight[start : start + features] = sign * torch.eye(features)
+        mlp.fc2.weight[:, start : start + features] = sign * torch.eye(features)
