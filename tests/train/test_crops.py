@@ -50,6 +50,26 @@ def test_image_and_genes_stay_aligned(tmp_path, write_atlas, gene_slices, slices
     assert len(seen) == 8
 
 
+def test_with_its_context_a_region_is_what_the_atlas_shows(tmp_path, write_atlas):
+    """Inside, the very voxels and counts; beyond the area, nothing; the predicted part always inside."""
+    atlas = Atlas.open(write_atlas(tmp_path / "atlas.zarr", slices=3))
+    area, _ = areas_of(volume_of(atlas), atlas.shape, config(4))
+    crops = Crops([area], config(4), seed=7, stream=Stream.TRAINING, region=3, context="atlas")
+    rims = 0
+    for number in range(30):
+        crop, _ = crops.draw(number)
+        crop = crop._replace(turns=0, flip=False)
+        image, inside, genes = crops.read(crop)
+        y, x, z = crop.y - 16, crop.x - 16, crop.window.image_start
+        assert np.array_equal(image, atlas.image_window(z, z + 2, y, y + 96, x, x + 96))
+        z = crop.window.gene_start
+        assert np.array_equal(genes, atlas.gene_window(z, z + 4, y, y + 96, x, x + 96))
+        assert inside[..., 16:-16, 16:-16].all()
+        assert not image[:, :, ~inside[0, 0]].any()
+        rims += not inside.all()
+    assert 0 < rims < 30
+
+
 def test_a_region_is_that_of_the_padded_crop(atlas_path):
     """Reading the region alone gives what the reference cuts from the padded crop."""
     crops = crops_of(atlas_path, gene_slices=4)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from teramind import InputError, ModelConfig, TeraMind
 from teramind.diffusion.loss import denoising_errors
@@ -113,6 +114,23 @@ def test_gene_features_differ_from_bin_to_bin():
         return ((with_genes - without).std() / with_genes.abs().mean()).item()
 
     assert contrast(network()) > 5 * contrast(network(start=None))
+
+
+@pytest.mark.parametrize("patch_size", [32, 64])
+@torch.no_grad()
+def test_counts_pass_the_gene_block_bin_by_bin(patch_size):
+    """A gene's tokens follow its own counts, and a gene that was not read has none, among many and few."""
+    net = network(genes=40, gene_slices=4, patch_size=patch_size)
+    block = net.rna_blocks[0][0]
+    counts = torch.poisson(torch.logspace(-3, 0.5, 40)[None, :, None].expand(3, 40, 4 * (patch_size // 16) ** 2))
+    tokens = block.mlp(block.norm2(block.attn(counts)))
+    read = counts.any(-1)
+    assert 10 < (~read).sum() < 110
+    assert tokens[~read].abs().max() < 0.05
+    assert torch.allclose(tokens[read].square().mean(-1), torch.ones(int(read.sum())), atol=1e-3)
+    alike = F.cosine_similarity(tokens[read], counts[read], dim=-1)
+    assert alike.mean() > 0.95
+    assert alike.min() > 0.7  # many counts in every bin are as far from one gene as from another
 
 
 def test_too_narrow_a_network_is_refused():
