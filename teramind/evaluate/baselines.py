@@ -159,7 +159,8 @@ class NearestBaseline:
         quarters = quarters.reshape(count, h // half // 2, 2, w // half // 2, 2).transpose(1, 3, 2, 4, 0)
         quarters = quarters.reshape(-1, 4, count)
         parts = np.concatenate([quarters.sum(axis=1, keepdims=True), quarters / 2], axis=1)
-        return np.sqrt(parts).reshape(len(quarters), -1)
+        described: npt.NDArray[np.float32] = np.sqrt(parts).reshape(len(quarters), -1)
+        return described
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ class BaselineImage:
         self, parts: Sequence[tuple[tuple[int, int], Baseline]], atlas: Atlas, genes: npt.NDArray[np.int64]
     ) -> None:
         self.name = parts[0][1].name
-        self._parts, self._atlas, self._genes = parts, atlas, genes
+        self._parts = sorted(parts, key=lambda part: part[0])
+        self._atlas, self._genes = atlas, genes
 
     def read(self, z: int, place: Rectangle) -> Pixels:
         """See ``ImageSource``."""

@@ -69,8 +69,8 @@ def as_text(evaluation: Evaluation) -> str:
         nuclei, similarity = row.nuclei, row.similarity
         lines.append([
             row.name,
-            _text(nuclei.get("f1"), ".3f"), _text(nuclei.get("count"), ",.0f"), _text(nuclei.get("count_error"), "+.1%"),
-            _text(nuclei.get("area_distance"), ".2f"),
+            _text(nuclei.get("f1"), ".3f"), _text(nuclei.get("count"), ",.0f"),
+            _text(nuclei.get("count_error"), "+.1%"), _text(nuclei.get("area_distance"), ".2f"),
             *(_text(row.distances.get(name), ".3g") for name in distances),
             _text(similarity.get("psnr"), ".2f"), _text(similarity.get("ssim"), ".3f"),
             _text(similarity.get("ms_ssim"), ".3f"),

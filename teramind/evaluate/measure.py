@@ -296,7 +296,8 @@ def _calibration(plan: Plan, source: ImageSource) -> Iterator[Plane]:
 
 def _occupied(plan: Plan, window: Window) -> npt.NDArray[np.uint32]:
     """Transcripts of each bin of the core, of which the first may begin before it."""
-    return plan.atlas.count_window(window.z, window.z + 1, *snapped_outward(window.core, BIN_SIZE))[0]
+    counts = plan.atlas.count_window(window.z, window.z + 1, *snapped_outward(window.core, BIN_SIZE))
+    return np.asarray(counts[0])
 
 
 def _crops(pixels: Pixels, window: Window, occupied: npt.NDArray[np.uint32], side: int) -> Pixels:
@@ -322,7 +323,7 @@ def _region_pixels(plan: Plan, window: Window) -> npt.NDArray[np.uint16] | None:
     pixels = bins.repeat(BIN_SIZE, axis=0).repeat(BIN_SIZE, axis=1)
     y, x = window.core.y0 - whole.y0, window.core.x0 - whole.x0
     h, w = window.core.shape
-    return pixels[y : y + h, x : x + w]
+    return np.asarray(pixels[y : y + h, x : x + w])
 
 
 def _regions_of(plan: Plan, z: int, nuclei: Nuclei) -> Any:

@@ -148,7 +148,8 @@ class GeneratedImage:
         y, x = place.y0 - self.extent.place.y0, place.x0 - self.extent.place.x0
         h, w = place.shape
         pixels = np.asarray(self._array[:, z - self.extent.slices[0], y : y + h, x : x + w])
-        return pixels[self._channels]
+        selected: Pixels = pixels[self._channels]
+        return selected
 
     def _place_pixels(self, group: zarr.Group, atlas: Atlas) -> Rectangle:
         _, dy, dx = image_pixel_size(group)

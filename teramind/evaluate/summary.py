@@ -114,9 +114,10 @@ def _chance_row(result: Result) -> Row:
 def _distances(truth: Image, image: Image) -> Figures:
     figures = {}
     for true, found in zip(truth.distances, image.distances, strict=True):
-        moments = true.generated, found.generated
-        known = moments[0] is not None and moments[1] is not None
-        figures[true.encoder.name] = frechet_distance(moments[0], moments[1]) if known else float("nan")
+        if true.generated is None or found.generated is None:
+            figures[true.encoder.name] = float("nan")
+        else:
+            figures[true.encoder.name] = frechet_distance(true.generated, found.generated)
     return figures
 
 

@@ -162,8 +162,8 @@ class NucleiSums:
     def _distance(self, truth: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:
         if not truth.sum() or not found.sum():
             return float("nan")
-        values = (np.arange(len(areas)) * self._pixel_area for areas in (truth, found))
-        return float(wasserstein_distance(*values, u_weights=truth, v_weights=found))
+        u, v = (np.arange(len(areas)) * self._pixel_area for areas in (truth, found))
+        return float(wasserstein_distance(u, v, truth, found))
 
 
 def _added(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -57,9 +57,8 @@ def match_nuclei(truth: npt.NDArray[np.float64], found: npt.NDArray[np.float64],
     """
     if not radius > 0:
         raise InputError(f"nuclei cannot be matched within {radius} um; give a radius above 0")
-    rows, columns = _candidate_pairs(truth, found, radius)
-    distance = np.linalg.norm(truth[rows] - found[columns], axis=1)
-    return Matches(*_assigned(rows, columns, distance / radius, len(truth), len(found)), len(truth), len(found))
+    near = cKDTree(truth).sparse_distance_matrix(cKDTree(found), radius, output_type="ndarray")
+    return Matches(*_assigned(near["i"], near["j"], near["v"] / radius, len(truth), len(found)), len(truth), len(found))
 
 
 def match_by_overlap(truth: Labels, found: Labels, least: float = 0.5) -> Matches:
@@ -111,14 +110,3 @@ def _assign_part(rows: Index, columns: Index, cost: npt.NDArray[np.float64]) -> 
     i, j = linear_sum_assignment(matrix)
     real = matrix[i, j] <= 1
     return np.stack([row_names[i[real]], column_names[j[real]]])
-
-
-def _candidate_pairs(
-    truth: npt.NDArray[np.float64], found: npt.NDArray[np.float64], radius: float
-) -> tuple[Index, Index]:
-    if not len(truth) or not len(found):
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    near = cKDTree(found).query_ball_point(truth, radius, return_sorted=True)
-    lengths = np.array([len(indices) for indices in near])
-    columns = np.concatenate([np.asarray(indices, dtype=np.int64) for indices in near])
-    return np.repeat(np.arange(len(truth)), lengths), columns

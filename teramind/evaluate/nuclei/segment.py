@@ -30,8 +30,11 @@ class Segmenter(Protocol):
         margin_um: how far around a nucleus the image has a say in its outline.
     """
 
-    name: str
-    margin_um: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def margin_um(self) -> float: ...
 
     def calibrate(self, images: Iterable[Plane], pixel_size: float) -> Labeller:
         """Fit what depends on the image as a whole, for instance its threshold, to parts of it.
@@ -96,7 +99,6 @@ class Watershed:
 
     def calibrate(self, images: Iterable[Plane], pixel_size: float) -> Labeller:
         """See ``Segmenter``: Otsu's threshold of the smoothed parts together."""
-        required("skimage.segmentation")
         histogram = np.zeros(_BINS)
         for image in images:
             smoothed = ndimage.gaussian_filter(image, self.smoothing_um / pixel_size)
@@ -107,19 +109,15 @@ class Watershed:
         return lambda image: self._label(image, level, dark, pixel_size)
 
     def _label(self, image: Plane, level: float, dark: float, pixel_size: float) -> Labels:
-        from skimage.segmentation import watershed
-
         smoothed = ndimage.gaussian_filter(image, self.smoothing_um / pixel_size)
         foreground = self._foreground(smoothed, level, pixel_size)
-        height = smoothed
-        if self.markers == "distance":
-            height = ndimage.distance_transform_edt(foreground)
+        relief = ndimage.distance_transform_edt(foreground) if self.markers == "distance" else smoothed
         # A rough outline gives a ridge of maxima, and chromatin several; smoothed, there is one a nucleus.
-        height = ndimage.gaussian_filter(height.astype(np.float32), self.separation_um / 4 / pixel_size)
+        height = ndimage.gaussian_filter(relief.astype(np.float32), self.separation_um / 4 / pixel_size)
         side = 2 * round(self.separation_um / 2 / pixel_size) + 1
         peaks = foreground & (height >= ndimage.maximum_filter(height, size=side))
         seeds, _ = ndimage.label(peaks, structure=np.ones((3, 3)))
-        labels = np.asarray(watershed(-height, seeds, mask=foreground), dtype=np.int32)
+        labels = np.asarray(required("skimage.segmentation").watershed(-height, seeds, mask=foreground), dtype=np.int32)
         return self._of_size(_to_half_height(labels, smoothed, dark), pixel_size)
 
     def _foreground(self, smoothed: Plane, level: float, pixel_size: float) -> npt.NDArray[np.bool_]:

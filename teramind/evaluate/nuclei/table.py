@@ -71,13 +71,17 @@ def measure(labels: Labels, image: Plane, pixel_size: float, origin: tuple[float
     area = np.bincount(label)
     there = np.flatnonzero(area)
     area = area[there]
-    y, x = (np.bincount(label, weights=axis)[there] / area for axis in np.divmod(inside, labels.shape[1]))
+    y, x = (_sums(label, axis)[there] / area for axis in np.divmod(inside, labels.shape[1]))
     return Nuclei(
         origin[0] + (y + 0.5) * pixel_size,
         origin[1] + (x + 0.5) * pixel_size,
-        area * pixel_size**2,
-        np.bincount(label, weights=pixels)[there] / area,
+        area.astype(np.float64) * pixel_size**2,
+        _sums(label, pixels)[there] / area,
     )
+
+
+def _sums(label: Labels, values: npt.NDArray[Any]) -> _Column:
+    return np.bincount(label, weights=values).astype(np.float64)
 
 
 def find_nuclei(
