@@ -94,7 +94,7 @@ def make_scene(count, shape, seed=0, gap=1.25, radius=(6.0, 9.0)):
 
 
 def write_atlas(path, scenes, images, regions=True, pixel_size=PIXEL_SIZE, **changed):
-    """An atlas of scenes, one a slice, with images (2, slices, h, w)."""
+    """An atlas of scenes, one a slice, with images (2, slices, h, w) or None."""
     counts = [scene.counts(z) for z, scene in enumerate(scenes)]
     arguments = {
         "genes": [f"gene {number}" for number in range(GENES)], "stains": STAINS,
@@ -105,7 +105,7 @@ def write_atlas(path, scenes, images, regions=True, pixel_size=PIXEL_SIZE, **cha
         for z, bins in enumerate(counts):
             for row in range(0, len(bins), STRIP_BINS):
                 writer.append_counts(z, csr_array(bins[row : row + STRIP_BINS].reshape(-1, GENES)))
-            for stain in range(2):
+            for stain in range(2 if images is not None else 0):
                 writer.write_image(z, stain, 0, 0, images[stain, z])
         if regions:
             labels = np.ones((len(scenes), *counts[0].shape[:2]), np.uint16)

@@ -31,8 +31,8 @@ def test_pairs_are_as_many_as_possible_and_then_the_closest(density):
 def test_identity_displacement_and_nothing():
     places = np.stack(np.meshgrid(np.arange(0, 100, 12.0), np.arange(0, 100, 12.0)), axis=-1).reshape(-1, 2)
     assert match_nuclei(places, places, 3.0).f1 == 1
-    assert match_nuclei(places, places + [0, 2.9], 3.0).f1 == 1
-    assert match_nuclei(places, places + [0, 3.1], 3.0).f1 == 0
+    assert match_nuclei(places, places + np.array([0, 2.9]), 3.0).f1 == 1
+    assert match_nuclei(places, places + np.array([0, 3.1]), 3.0).f1 == 0
     assert match_nuclei(places, places[::2], 3.0).f1 == pytest.approx(2 * 41 / (81 + 41))
     assert match_nuclei(places, places[:0], 3.0).f1 == 0
     assert np.isnan(match_nuclei(places[:0], places[:0], 3.0).f1)
@@ -47,7 +47,9 @@ def test_overlap_pairs_labels():
     found[3:8, 12:18] = 7  # 30 / 36
     found[12:18, 5:12] = 3  # 18 / 60
     matches = match_by_overlap(truth, found)
-    pairs = dict(zip(np.array([2, 5, 9])[matches.truth].tolist(), np.array([1, 3, 7])[matches.found].tolist(), strict=True))
+    pairs = dict(
+        zip(np.array([2, 5, 9])[matches.truth].tolist(), np.array([1, 3, 7])[matches.found].tolist(), strict=True)
+    )
     assert pairs == {5: 1, 2: 7}
     assert matches.f1 == pytest.approx(2 / 3)
     assert match_by_overlap(truth, truth, 1.0).f1 == 1

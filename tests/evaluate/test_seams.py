@@ -26,7 +26,7 @@ def test_the_error_is_the_spread_of_the_score():
     grid = network_grids(PATCH, TILE)[1]
     results = [seam_score(field(seed, (1, 512, 512)), grid) for seed in range(30)]
     spread = np.std([result.score for result in results], ddof=1)
-    # The spread of 30 values is known to 13 %, and four blocks give a jackknife error to some 40 %, whose mean is meant.
+    # The spread of 30 values is known to 13 %, and a jackknife error over four blocks to some 40 %, of which the mean.
     assert 0.6 < np.mean([result.error for result in results]) / spread < 1.6
 
 

@@ -40,7 +40,7 @@ def test_touching_discs_are_separated(tissue, gap):
     assert match_nuclei(scene.places, nuclei.places, 2.0).f1 > 0.97
 
 
-def test_brightness_and_background_leave_the_number_alone(scenes, truth, tissue):
+def test_brightness_and_background_leave_the_number_alone(truth, tissue):
     there = segmented(truth[0, 0], tissue.pixel_size)
     dim = segmented((truth[0, 0] * 0.4 + 30).astype(np.uint8), tissue.pixel_size)
     slope = np.linspace(0, 40, tissue.shape[1])
