@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command("teramind.generate", "generate the tissue image of an atlas with a checkpoint"),
     "train": Command("teramind.train.command", "train a network on atlases"),
     "estimate": Command("teramind.engine.estimate", "say what generating would take: time, memory, disk"),
+    "evaluate": Command("teramind.evaluate.command", "compare generated images with the true ones: figures, report"),
     "export": Command("teramind.output.export", "write an image, or a part of it, as OME-Zarr 0.4 or OME-TIFF"),
 }
 
