@@ -39,7 +39,9 @@ class Processes:
         if self.count == 1:
             return objective
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def keep_gradients(self, objective: nn.Module) -> AbstractContextManager[None]:
         """Backward passes within do not exchange gradients: others follow before the step."""

@@ -71,7 +71,7 @@ def train(
     output = Path(output)
     with ExitStack() as stack:
         own = stack.enter_context(processes(options.device))
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.random.fork_rng([own.device] if own.device.type == "cuda" else []))
         if own.first:
             stack.enter_context(OutputLock(output))
         data = Data.open([Path(atlas) for atlas in atlases], options, dict(model or {}))

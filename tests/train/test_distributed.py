@@ -6,11 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import safetensors.torch
 import torch
+from torch.distributed.run import get_args_parser
 
+from teramind.model.config import ModelConfig
+from teramind.train.options import Options
 from teramind.train.run import train
 
 STEPS = 3
@@ -57,6 +61,14 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, atlas_path, model, opt
     for name, gradient in one.items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert ((two[name] - gradient).abs().max() / scale).item() < 1e-5, name
+
+
+def test_torchrun_leaves_our_options_alone():
+    """It looks at all words, and an option of ours that begins one of its own would be an error."""
+    names = {each.name.replace("_", "-") for each in (*fields(Options), *fields(ModelConfig))}
+    for name in sorted(names | {"output", "config", "resume"}):
+        words = ["-m", "teramind.train", "a.zarr", f"--{name}", "1"]
+        assert get_args_parser().parse_args(words).training_script_args == words[2:]
 
 
 def as_arguments(settings):
