@@ -30,6 +30,8 @@ def main() -> None:
         checkpoint_dtype="float16" if arguments.half else "float32",
         loss="velocity",
         paths="boundary",
+        region=3,
+        context="atlas",
         optimizer="adamw",
         betas=(0.9, 0.99),
         schedule="cosine",
