@@ -137,7 +137,8 @@ class Watershed:
             return distance
         smoothed = ndimage.gaussian_filter(smoothed, _CHROMATIN_UM / pixel_size)  # chromocentres are no nuclei
         brightest = ndimage.maximum_filter(smoothed, size=2 * round(_NEARBY_UM / pixel_size) + 1)
-        return distance + _BRIGHTNESS_UM * (smoothed - dark) / np.maximum(brightest - dark, 1)
+        brightness: npt.NDArray[np.float32] = (smoothed - dark) / np.maximum(brightest - dark, 1)
+        return distance + _BRIGHTNESS_UM * brightness
 
     def _foreground(self, smoothed: Plane, level: float, pixel_size: float) -> npt.NDArray[np.bool_]:
         if self.threshold == "local":
