@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import signal
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from teramind.train.optimizer import rate
 from teramind.train.options import Options
 from teramind.train.state import Learner, Progress, save_state
 
-logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -116,7 +114,7 @@ class Loop:
                     self._save()
                     saved = perf_counter()
             self._save()
-        if stop:
+        if stop and done < 1:
             number = received[0] if received else signal.SIGTERM
             raise Interrupted(f"stopped at step {progress.step}; --resume goes on from there", number)
         seconds = perf_counter() - self._start
@@ -128,11 +126,9 @@ class Loop:
     def _done(self) -> float:
         """The part of the training that is done; 1 or more ends it."""
         seconds = self._before + perf_counter() - self._start
-        by_steps = self.progress.step / max(1, self.options.steps) if self.options.steps is not None else 0.0
-        if self.options.steps == 0:
-            by_steps = 1.0
-        by_time = seconds / (self.options.minutes * 60) if self.options.minutes is not None else 0.0
-        return max(by_steps, by_time)
+        steps, minutes = self.options.steps, self.options.minutes
+        by_steps = 0.0 if steps is None else self.progress.step / steps if steps else 1.0
+        return max(by_steps, 0.0 if minutes is None else seconds / (60 * minutes))
 
     # ---- a step --------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from teramind.checks import integer_between
 from teramind.errors import InputError
@@ -67,9 +67,12 @@ class Options:
     memory: str = option("2G", "for atlases kept in memory; larger ones are read as needed", metavar="BYTES")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON gives a list
+        if isinstance(self.betas, list):  # from JSON
+            object.__setattr__(self, "betas", tuple(self.betas))
+        hints = get_type_hints(Options)
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata["argument"].get("choices")
+            self._require(_is(value, hints[each.name]), each.name, f"of the type {each.type}")
             self._require(choices is None or value in choices, each.name, f"one of {', '.join(choices or ())}")
         self._require(self.steps is not None or self.minutes is not None, "steps", "given, or --minutes be")
         for name in ("batch", "accumulate", "log_every", "evaluate_every", "held_out_crops", "workers"):
@@ -83,8 +86,7 @@ class Options:
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(self.minutes is None or self.minutes > 0, "minutes", "a positive number")
         self._require(0 <= self.average < 1, "average", "at least 0 and below 1")
-        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        self._require(two, "betas", "two numbers of at least 0 and below 1")
+        self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "at least 0 and below 1")
 
     def _require(self, valid: bool, name: str, allowed: str) -> None:
         if not valid:
@@ -95,11 +97,23 @@ class Options:
         return asdict(self) | {"betas": list(self.betas)}
 
 
+def _is(value: object, hint: Any) -> bool:
+    """Whether a value is of a field's type: int, float, str, one of these or None, or a tuple of them."""
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(hint, type):
+        return isinstance(value, hint) and not isinstance(value, bool)
+    parts = get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is, value, parts))
+    return any(_is(value, part) for part in parts)
+
+
 MAY_CHANGE = frozenset({
     "steps", "minutes", "accumulate", "device", "log_every", "evaluate_every", "sample_every", "held_out_crops",
     "snapshot_minutes", "checkpoint_dtype", "workers", "memory",
 })  # fmt: skip
-"""Options that a resumed run may have otherwise than it was begun with."""
+"""Options that a resumed run may have otherwise than it was begun with; the cosine ends where the new run does."""
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -135,6 +135,11 @@ class Data:
         }
         return {"model": model, "training": options.to_dict(), "data": data}
 
+    def describe(self) -> str:
+        """A line for a person."""
+        sizes = [sum(len(area.windows) * area.place.area for area in areas) for areas in (self.training, self.held_out)]
+        return f"{len(self.genes)} genes; {sizes[0] / 1e6:.3g} Mpx x windows to train on, {sizes[1] / 1e6:.3g} held out"
+
     def about(self) -> dict[str, Any]:
         """Metadata of the checkpoint; the intensities only where all atlases show the same."""
         first = self.atlases[0]
@@ -203,6 +208,7 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
         if data.held_out:
             tested = Crops(data.held_out, data.config, options.seed, Stream.HELD_OUT, options.region, options.context)
             held_out = HeldOut(tested, options.held_out_crops, options.batch // parts, objective)
+        logger.info("%s weights; %s", f"{sum(map(torch.numel, learner.net.parameters())):,}", data.describe())
         pictures = Pictures(data.picture, data.atlases[0].stains, data.atlases[0].pixel_size, output / SAMPLES)
         _prepare(output, data, options, resume=resume)
     progress = load_state(output, learner) if resume and (output / STATE).exists() else Progress()

@@ -1,5 +1,6 @@
 """Whole trainings: they learn, stop and go on, refuse, and leave what generates."""
 
+import importlib.util
 import json
 import os
 import random
@@ -279,7 +280,10 @@ def test_what_is_refused(tmp_path, atlas_path, write_atlas, model, options, whol
         ({"steps": None}, "steps is None; it has to be given, or --minutes be"),
         ({"loss": "huber"}, "loss is 'huber'; it has to be one of plain, min-snr, velocity"),
         ({"batch": 0}, "batch is 0, but has to be an integer from 1"),
-        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"betas": (0.9, 1.0)}, "betas is .0.9, 1.0.; it has to be at least 0 and below 1"),
+        ({"betas": [0.9]}, "betas is .0.9,.; it has to be of the type"),
+        ({"lr": "high"}, "lr is 'high'; it has to be of the type float"),
+        ({"steps": True}, "steps is True; it has to be of the type int"),
         ({"average": 1.0}, "average is 1.0"),
         ({"lr": -1.0}, "lr is -1.0; it has to be a positive number"),
         ({"minutes": 0.0}, "minutes is 0.0"),
@@ -327,3 +331,21 @@ def test_half_precision_learns_the_same(tmp_path, atlas_path, model, options, dt
         losses.append(np.array([line["loss"] for line in lines(tmp_path / name)]))
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=0.02)
     assert np.isfinite(losses[1]).all()
+
+
+def test_tensorboard_shows_the_log(tmp_path, atlas_path, model, options):
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    train([atlas_path], run, options(steps=2), model)
+    events = board.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss")]
+    assert shown == [(line["step"], line["loss"]) for line in lines(run)]
+
+
+def test_without_tensorboard_there_is_the_log(tmp_path, atlas_path, model, options, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    run = tmp_path / "run"
+    train([atlas_path], run, options(steps=1), model)
+    assert len(lines(run)) == 1
+    assert not (run / "tensorboard").exists()
