@@ -290,7 +290,7 @@ def gather_norm_silu(
     planes: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``SiLU(RMSNorm(cat(features, upsampled genes)))``, features gathered from the encoder's grid where they lie there.
+    """``SiLU(RMSNorm(cat(features, upsampled genes)))``, features gathered from the encoder's grid if they lie there.
 
     Args:
         features: one or two tensors (N, P, P, Z, c), any strides. Where one is (n+1, m+1, P, P, Z, c), it holds a grid

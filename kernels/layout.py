@@ -34,7 +34,7 @@ class _Upsample(torch.autograd.Function):
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest upsampling x2 in plane: (N, h, w, Z, C) -> (N, 2h, 2w, Z, C)."""
-    out: Tensor = _Upsample.apply(x)  # type: ignore[no-untyped-call]
+    out: Tensor = _Upsample.apply(x)
     return out
 
 

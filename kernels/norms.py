@@ -62,7 +62,7 @@ def normalise(x: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
     flat = [None if value is None else value.to(wide).reshape(-1, 1, channels) for value in (gain, shift)]
     rows = x.to(wide).reshape(x.shape[0], -1, channels)
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = _Normalise.apply(rows, *flat)  # type: ignore[no-untyped-call]
+        out: Tensor = _Normalise.apply(rows, *flat)
     return out.reshape(x.shape)
 
 
@@ -108,7 +108,7 @@ def _sum_of_squares(x: Tensor) -> Tensor:
 def silu_in_place(x: Tensor, dtype: torch.dtype, planes: bool) -> Tensor:
     """SiLU of a tensor that is not needed any more, rounded to ``dtype``.
 
-    With ``planes``, (N, H, W, Z, C) lies in memory as (Z, N, H, W, C): a convolution can read each slice without a copy.
+    With ``planes``, (N, H, W, Z, C) lies in memory as (Z, N, H, W, C): convolutions can read each slice without a copy.
     """
     if not planes:
         return F.silu(x, inplace=True).to(dtype)

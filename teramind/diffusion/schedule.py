@@ -37,7 +37,7 @@ class DDIMSchedule:
         self.alphas_cumprod: NDArray[np.float64] = alphas_cumprod()[self.timesteps]
 
     def following(self, i: int) -> float:
-        """abar after step ``i``: that of the next step, 1 after the last."""
+        """Abar after step ``i``: that of the next step, 1 after the last."""
         return float(self.alphas_cumprod[i + 1]) if i + 1 < self.steps else 1.0
 
     def step(self, x: Tensor, eps: Tensor, i: int) -> Tensor:

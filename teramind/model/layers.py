@@ -23,16 +23,10 @@ from teramind.kernels.layout import pairs, spread
 from teramind.kernels.norms import rms_norm
 from teramind.model import prepared
 from teramind.model.derived import DerivingLayer, keeps_weights
+from teramind.model.policy import policy_for
 from teramind.model.slices import FOLDED_SLICES, PairWeights, fold_z, join_pairs, pair_weights, slice_pairs
 
-# Where three convolutions of pairs of slices are faster than a folded one of twice the channels, and from how many
-# outputs on: fewer do not fill a CPU's vectors. On a Zen 5 core (AVX-512): 8 channels 0.6x, 64 and more 1.3x as fast.
-PAIRED_DEVICES = {"cpu"}
-PAIRED_OUTPUTS = 16
-
-# Where a convolution's input has its channels filled up with zeros to a multiple of 8, for which a GPU's matrix units
-# read half precision in whole 16 bytes: 741 channels, as a panel of 229 genes makes, would keep them idle.
-FILLED_DEVICES = {"cuda"}
+PAIRED_OUTPUTS = 16  # from how many on pairs of slices are worth it: 8 do not fill a CPU's vectors (0.6x as fast)
 
 
 class RMSNorm(nn.Module):
@@ -97,14 +91,14 @@ class Conv(Kernel):
 
     def channel_multiple(self, x: Tensor) -> int:
         """What the number of channels of an input on the device of ``x`` is best filled up to a multiple of."""
-        return 8 if x.device.type in FILLED_DEVICES and keeps_weights() else 1
+        return 8 if policy_for(x.device).fills_channels and keeps_weights() else 1
 
     def _is_plane_by_plane(self, slices: int) -> bool:
         """Whether no slice reads another."""
         return slices == 1 or self.weight.shape[2] == 1
 
     def _is_paired(self, x: Tensor) -> bool:
-        is_worth_it = x.device.type in PAIRED_DEVICES and self.weight.shape[0] >= PAIRED_OUTPUTS
+        is_worth_it = policy_for(x.device).pairs_slices and self.weight.shape[0] >= PAIRED_OUTPUTS
         return is_worth_it and x.shape[3] % 2 == 0 and self.weight.shape[2] == 3
 
     def _convolve_planes(self, x: Tensor, onto: Tensor | None) -> Tensor:
@@ -182,7 +176,7 @@ class UpConv(Conv):
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:  # (N, h, w, Z, I), (N, 2h, 2w, Z, O)
         if self._is_paired(x):
             return self._convolve_pairs(x, onto)
-        out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self.weight, self.bias)
+        out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self)
         return out if onto is None else onto + out  # (N, 2h, 2w, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
@@ -222,7 +216,9 @@ def convolve_folded(x: Tensor, layer: Conv) -> Tensor:
     bias = layer.bias.to(x.dtype).repeat(z)  # a no-op cast but under autocast
     if keeps_weights():
         weight = layer.derived.get(
-            ("folded", *x.shape[1:]), (layer.weight,), lambda: prepared.prepare(fold_z(layer.filled_weight(i), z), image)
+            ("folded", *x.shape[1:]),
+            (layer.weight,),
+            lambda: prepared.prepare(fold_z(layer.filled_weight(i), z), image),
         )
         out = prepared.convolve(image, weight, bias)  # (N, Z*O, H, W)
     else:
@@ -246,16 +242,16 @@ def convolve_slices(x: Tensor, layer: Conv) -> Tensor:
 
 def double_folded(x: Tensor, layer: UpConv) -> Tensor:
     """``UpConv`` of (N, h, w, Z, I), its slices folded into channels."""
-    n, h, w, z, _ = x.shape
+    n, h, w, z, i = x.shape
     image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, h, w), channels last
     bias = layer.bias.to(x.dtype).repeat(z)
 
     def fold() -> Tensor:
-        return doubling_kernel(fold_z(layer.weight.to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
+        return doubling_kernel(fold_z(layer.filled_weight(i).to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
 
     if keeps_weights():
         weight = layer.derived.get(
-            ("doubling", z, h, w), (layer.weight,), lambda: prepared.prepare_doubling(fold(), image)
+            ("doubling", *x.shape[1:]), (layer.weight,), lambda: prepared.prepare_doubling(fold(), image)
         )
         out = prepared.convolve_doubling(image, weight, bias)  # (N, Z*O, 2h, 2w)
     else:
@@ -263,13 +259,14 @@ def double_folded(x: Tensor, layer: UpConv) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(n, 2 * h, 2 * w, z, -1)
 
 
-def double_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def double_slices(x: Tensor, layer: UpConv) -> Tensor:
     """``UpConv`` of (N, h, w, Z, I) in three dimensions."""
-    kernel = doubling_kernel(weight.to(x.dtype)).flip(2)  # (I, O, kz, 4, 4); a transposed convolution mirrors its taps
+    weight = layer.filled_weight(x.shape[4]).to(x.dtype)
+    kernel = doubling_kernel(weight).flip(2)  # (I, O, kz, 4, 4); a transposed convolution mirrors its taps
     out = F.conv_transpose3d(
         x.permute(0, 4, 1, 2, 3),  # (N, I, h, w, Z), channels last
         kernel.permute(0, 1, 3, 4, 2),  # (I, O, 4, 4, kz)
-        bias.to(x.dtype),
+        layer.bias.to(x.dtype),
         stride=(2, 2, 1),
         padding=(1, 1, weight.shape[2] // 2),
     )

@@ -20,15 +20,7 @@ from teramind.model.blocks import GeneGeneBlock, GeneMorphBlock, ResidualBlock, 
 from teramind.model.config import BIN_SIZE, ModelConfig
 from teramind.model.layers import Conv, RMSNorm, parts
 from teramind.model.patches import cut, join, repeat_per_patch
-
-# Bytes of the widest activation of the patches that go through the encoder or decoder together at inference. On a CPU,
-# 3 or 4 patches of the published size are fastest (one patch: 1.3x slower, 8: 1.05x; measured on a 32 MB cache), and
-# networks of 8 to 16 channels like 8; a GPU wants enough work to fill it.
-BATCH_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
-
-# Where the region goes through a row of patches at a time, so that what the decoder reads is still in the caches. A GPU
-# keeps the features of the whole region instead, and gathers from them.
-ROW_BY_ROW = {"cpu"}
+from teramind.model.policy import policy_for
 
 Modulation = dict[ResidualBlock, Tensor]
 
@@ -37,7 +29,9 @@ class Encoded(NamedTuple):
     """What the decoder reads: one entry per patch, batched row-major."""
 
     middle: Tensor  # (N, P/8, P/8, Z, C3)
-    skips: list[Tensor]  # (N, P/2^l, P/2^l, Z, C) in the encoder's order; for the decoder, or the encoder's grid of them
+    skips: list[
+        Tensor
+    ]  # (N, P/2^l, P/2^l, Z, C) in the encoder's order; for the decoder, or the encoder's grid of them
     genes: list[Tensor]  # half-resolution gene levels 0..3: (N, P/16 * 2^i, P/16 * 2^i, Z, ch)
 
     def map(self, function: Callable[..., Tensor], *others: Encoded) -> Encoded:
@@ -223,8 +217,10 @@ class TeraMind(nn.Module):
         """Predicted noise; see the class for shapes."""
         rows, columns = self._grid(x, t, genes)
         if paths == "boundary" and not torch.is_grad_enabled():
-            by_rows = x.device.type in ROW_BY_ROW
-            predict, at_once = (self._by_rows, self.patch_batch(x.device)) if by_rows else (self._by_regions, 1)
+            by_rows = policy_for(x.device).streams_rows
+            predict, at_once = (
+                (self._predict_by_rows, self.patch_batch(x.device)) if by_rows else (self._predict_whole, 1)
+            )
             inputs = zip(x.split(at_once), t.split(at_once), genes.split(at_once), strict=True)
             return torch.cat([predict(*regions, rows, columns) for regions in inputs])
         image = cut(x.to(self.dtype), self.config.patch_size)  # (N, P, P, Z, S)
@@ -238,7 +234,7 @@ class TeraMind(nn.Module):
         unshifted = self._decode(encoded, per_patch(modulation, rows * columns))
         return boundary, join(unshifted, rows, columns)  # (B, S, Z, H+P, W+P)
 
-    def _by_regions(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
+    def _predict_whole(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
         """The boundary path of one region whose encoder features are all in memory: skips are gathered where they lie.
 
         What is small beside the skips is laid out on the decoder's grid.
@@ -258,7 +254,7 @@ class TeraMind(nn.Module):
             out[..., place[0], place[1]] = join(noise, height, width)
         return out  # (1, S, Z, H, W)
 
-    def _by_rows(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
+    def _predict_by_rows(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
         """The boundary path, one row of patches at a time, so that memory holds two rows and not the region.
 
         The encoder runs once per patch; a row of decoder patches starts when the two rows it lies between are there.
@@ -305,7 +301,7 @@ class TeraMind(nn.Module):
         config = self.config
         channels = 2 * config.base_channels + config.gene_channels(0)  # of the widest input at full resolution
         patch = config.patch_size**2 * config.slices * channels * self.dtype.itemsize
-        return max(1, BATCH_BYTES.get(device.type, BATCH_BYTES["cuda"]) // patch)
+        return max(1, policy_for(device).batch_bytes // patch)
 
     def limit_patch_batch(self, patches: int) -> None:
         """Send at most so many patches through together, where memory is short. The result is the same."""

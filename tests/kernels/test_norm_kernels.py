@@ -37,7 +37,9 @@ def gather_inputs(random, dtype, patches, side, slices, channels, genes, grids=N
     count = patches if grids is None else patches[0] * patches[1]
     leading = {False: (count,)} | ({} if grids is None else {True: (patches[0] + 1, patches[1] + 1)})
     on_grid = grids or (False,) * len(channels)
-    features = [random(*leading[one], side, side, slices, c, dtype=dtype) for one, c in zip(on_grid, channels, strict=True)]
+    features = [
+        random(*leading[one], side, side, slices, c, dtype=dtype) for one, c in zip(on_grid, channels, strict=True)
+    ]
     level = random(count, side // 2, side // 2, slices, genes, dtype=dtype) if genes else None
     return features, level, random(sum(channels) + genes, dtype=dtype)
 
@@ -45,7 +47,19 @@ def gather_inputs(random, dtype, patches, side, slices, channels, genes, grids=N
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize(("patches", "side", "slices", "channels", "genes", "grids", "multiple"), ON_GRID)
 def test_gather_from_the_encoders_grid(
-    run_triton, in_float64, assert_near, random, dtype, tolerance, patches, side, slices, channels, genes, grids, multiple
+    run_triton,
+    in_float64,
+    assert_near,
+    random,
+    dtype,
+    tolerance,
+    patches,
+    side,
+    slices,
+    channels,
+    genes,
+    grids,
+    multiple,
 ):
     inputs = gather_inputs(random, dtype, patches, side, slices, channels, genes, grids)
     options = {"multiple": multiple, "concatenate": True}
