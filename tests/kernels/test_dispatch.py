@@ -18,6 +18,10 @@ ARGUMENTS = (X, torch.ones(4), torch.ones(2, 4), torch.ones(2, 4))
 def _fresh(monkeypatch):
     monkeypatch.delenv("TERAMIND_KERNELS", raising=False)
     dispatch._log_once.cache_clear()
+    runs_on = dispatch._runs_on
+    runs_on.cache_clear()
+    yield
+    runs_on.cache_clear()
 
 
 @pytest.fixture
