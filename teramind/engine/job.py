@@ -236,14 +236,12 @@ class Job:
     def _create_output(self, identity: Mapping[str, Any], overwrite: bool) -> OutputWriter:
         first, end = self.slices
         z = self.atlas.slice_z
-        # A single slice has no spacing, but the format wants one; a cube is the least misleading.
-        spacing = float(np.median(np.diff(z))) if len(z) > 1 else self.atlas.pixel_size
         pixel = self.atlas.pixel_size
         area = self.frame.output
         return OutputWriter(
             self.output,
             shape=(self.config.stains, end - first, *area.shape),
-            pixel_size=(spacing, pixel, pixel),
+            pixel_size=(z_spacing(self.atlas), pixel, pixel),
             translation=(z[first], area.y0 * pixel, area.x0 * pixel),
             stains=self.stains,
             parameters={
@@ -254,6 +252,13 @@ class Job:
             },
             overwrite=overwrite,
         )
+
+
+def z_spacing(atlas: Atlas) -> float:
+    """Distance of an atlas' slices, um, for formats that want one number."""
+    z = atlas.slice_z
+    # A single slice has no spacing; a cube is the least misleading.
+    return float(np.median(np.diff(z))) if len(z) > 1 else atlas.pixel_size
 
 
 @contextmanager
