@@ -18,6 +18,7 @@ _HOME = {
     "InputError": "teramind.errors",
     "ModelConfig": "teramind.model.config",
     "TeraMind": "teramind.model.network",
+    "evaluate": "teramind.evaluate",
     "generate": "teramind.generate",
     "load_checkpoint": "teramind.model.checkpoint",
     "noise_field": "teramind.diffusion.noise",

@@ -25,9 +25,11 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "ingest": Command("teramind.atlas.ingest", "read a MERSCOPE, Xenium or tile folder into an atlas store"),
+    "phantom": Command("teramind.atlas.phantom.command", "make a phantom brain: an atlas whose truth is known"),
     "info": Command("teramind.atlas.info", "say what is in an atlas or a checkpoint"),
     "generate": Command("teramind.generate", "generate the tissue image of an atlas with a checkpoint"),
     "estimate": Command("teramind.engine.estimate", "say what generating would take: time, memory, disk"),
+    "evaluate": Command("teramind.evaluate.command", "compare generated images with the true ones: figures, report"),
     "export": Command("teramind.output.export", "write an image, or a part of it, as OME-Zarr 0.4 or OME-TIFF"),
 }
 

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from teramind.callable_module import make_callable
 from teramind.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,17 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _CallableModule(ModuleType):
-    """Lets ``teramind.generate`` be both this module (``python -m teramind.generate``) and the function in it.
-
-    Importing a submodule binds its name in the package, over whatever the package offers under that name.
-    """
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return generate(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__)
 
 if __name__ == "__main__":
     from teramind.cli import run_command

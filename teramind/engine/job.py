@@ -246,6 +246,7 @@ class Job:
             stains=self.stains,
             parameters={
                 **identity,
+                "patch_size": self.config.patch_size,
                 "slice_z": z[first:end],
                 "z_spacing_known": len(z) > 1,
                 "checkpoint_name": self.checkpoint.name,
