@@ -58,10 +58,12 @@ def attention_rows(net: TeraMind, counts: Tensor, rows: Tensor) -> Tensor:
 
     def project(pair: tuple[int, int]) -> Tensor:
         kept = slice(pair[0], pair[1] + 1)
-        return F.linear(tokens[:, :, kept].flatten(2), weight[:, kept].flatten(1), attention.q.bias)  # (N, G, F)
+        projected: Tensor = F.linear(tokens[:, :, kept].flatten(2), weight[:, kept].flatten(1), attention.q.bias)
+        return projected  # (N, G, F)
 
     def select(query: Tensor) -> Tensor:
-        return gene_attention_rows(query, attention.q_norm.weight, rows)  # (N, R, G)
+        selected: Tensor = gene_attention_rows(query, attention.q_norm.weight, rows)
+        return selected  # (N, R, G)
 
     first, middle, last = SLICE_PAIRS
     query = project(first)

@@ -49,7 +49,8 @@ class MapImage:
         group = zarr.open_group(self.path, mode="r")
         self._levels = open_levels(group)
         self._channels = {name: number for number, name in enumerate(channel_names(self.genes))}
-        self.shape: tuple[int, int, int] = self._levels[0].shape[1:]
+        _, depth, height, width = self._levels[0].shape
+        self.shape = depth, height, width
         self.bin_size = image_pixel_size(group)[2]
         _, y, x = image_translation(group)
         self.corner = y - self.bin_size / 2, x - self.bin_size / 2

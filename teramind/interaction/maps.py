@@ -68,7 +68,7 @@ class MapSource:
         self,
         atlas: Atlas | str | os.PathLike[str],
         checkpoint: str | os.PathLike[str],
-        genes: Sequence[str],
+        asked: Sequence[str],
         **options: Any,
     ) -> None:
         """Open an atlas and a network.
@@ -76,15 +76,15 @@ class MapSource:
         Args:
             atlas: the store of transcripts, or its path.
             checkpoint: the network.
-            genes: names of the asked genes.
+            asked: names of the genes.
             **options: ``roi``, ``slices``, ``device``, ``genes`` (names of the network's genes) and ``missing_genes``
                 as for ``teramind.generate.generate``.
         """
         self.job = Job(atlas, checkpoint, Path("maps"), run_options(**options))
         check_gene_attention(self.job.config)
         self.panel = self.job.panel.names or self.job.atlas.genes
-        self.genes = gene_indices(genes, self.panel)
-        self.gene_names = list(genes)
+        self.genes = gene_indices(asked, self.panel)
+        self.gene_names = list(asked)
         area = self.job.frame.output
         self.bins = Rectangle(
             area.y0 // BIN_SIZE, ceil_div(area.y1, BIN_SIZE), area.x0 // BIN_SIZE, ceil_div(area.x1, BIN_SIZE)

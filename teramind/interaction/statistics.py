@@ -105,7 +105,7 @@ class JointHistogram:
         """Middles of the cells that hold points, and how many each holds."""
         x, y = np.nonzero(self.counts)
         step = self.MOST / self.CELLS
-        return (x + 0.5) * step, (y + 0.5) * step, self.counts[x, y]
+        return np.asarray((x + 0.5) * step), np.asarray((y + 0.5) * step), self.counts[x, y]
 
 
 @dataclass
@@ -135,7 +135,7 @@ class PathwayStatistics:
 
     def rows(self) -> list[dict[str, Any]]:
         """A table: slice (empty for all of them), z, gene, slope, intercept, r, n."""
-        tables = [("", "", self.overall())]
+        tables: list[tuple[Any, Any, dict[str, Regression]]] = [("", "", self.overall())]
         tables += [(number, z, self.of_slice(place)) for place, (number, z) in enumerate(self.slices)]
         return [
             {"slice": number, "z_um": z, "gene": gene, **vars(line)}

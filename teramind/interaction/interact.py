@@ -1,0 +1,156 @@
+"""Map what a network's genes attend to: interaction maps of a pathway over an atlas, their statistics, and a page."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teramind.interaction.pathways import choose_pathway, read_pathways
+
+if TYPE_CHECKING:
+    from teramind.atlas.store import Atlas
+    from teramind.engine.panel import Missing
+    from teramind.interaction.maps import MapReport
+    from teramind.interaction.statistics import PathwayStatistics
+
+MAPS, PAGE, STATISTICS = "maps.ome.zarr", "interaction.html", "statistics.csv"
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What ``interact`` made.
+
+    Attributes:
+        maps: the image, and how fast it was made.
+        statistics: regression of attention on expression.
+        page: the HTML page.
+    """
+
+    maps: MapReport
+    statistics: PathwayStatistics
+    page: Path
+
+
+def interact(
+    atlas: Atlas | str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    genes: Sequence[str] | None = None,
+    pathway: str | None = None,
+    *,
+    pathways: str | os.PathLike[str] | None = None,
+    roi: str | Sequence[int] | None = None,
+    slices: str | tuple[int, int] | None = None,
+    image: str | os.PathLike[str] | None = None,
+    nuclear_stain: str = "DAPI",
+    shown_slices: int = 6,
+    device: str = "auto",
+    panel: str | os.PathLike[str] | Sequence[str] | None = None,
+    missing_genes: Missing = "error",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Interaction:
+    """Map the attention between genes over an atlas, at bin resolution, and describe it.
+
+    Args:
+        atlas: the store of transcripts, or its path.
+        checkpoint: a network whose windows are of four gene slices.
+        output: folder to write: ``maps.ome.zarr``, ``statistics.csv``, ``interaction.html``, ``figures``.
+        genes: names of the genes, any number of the network's panel.
+        pathway: or the name of a set of them: GLUT, DOPA, BLOD, or one of ``pathways``.
+        pathways: GMT file of further pathways.
+        roi: ``"y0:y1,x0:x1"`` or four integers, atlas px, half open; grown outward to the patch grid. All if None.
+        slices: ``"a:b"`` or two integers, half open. All if None.
+        image: generated image whose nuclear stain the page draws the maps over; by default the atlas' own, if it has.
+        nuclear_stain: its name.
+        shown_slices: how many slices the page shows at most.
+        device: "auto" (the first GPU, else the CPU), "cpu", "cuda:1".
+        panel: names in the order of the network's gene axis (a list, or a file), for checkpoints that carry none.
+        missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
+        resume: go on with unfinished maps; statistics and page are made anew.
+        overwrite: replace maps that are there.
+        progress: show a progress bar if stderr is a terminal.
+
+    Returns:
+        Maps, statistics and page.
+
+    Raises:
+        InputError: options that cannot be, or do not fit together, the atlas or the checkpoint.
+        Interrupted: after SIGTERM or SIGINT; what was done is kept.
+        OSError: no room left on a disk.
+    """
+    from teramind.evaluate.extras import required
+    from teramind.interaction.image import MapImage
+    from teramind.interaction.maps import MapSource, write_maps
+    from teramind.interaction.page import write_page
+    from teramind.interaction.statistics import pathway_statistics
+    from teramind.interaction.tables import write_table
+    from teramind.interaction.underlay import Underlay
+
+    chosen = choose_pathway(genes, pathway, read_pathways(pathways))
+    for library in ("matplotlib", "jinja2"):  # hours before they are used
+        required(library)
+    source = MapSource(
+        atlas, checkpoint, chosen.genes, roi=roi, slices=slices, device=device, genes=panel, missing_genes=missing_genes
+    )
+    underlay = (
+        Underlay.of_atlas(source.job.atlas, nuclear_stain)
+        if image is None
+        else Underlay.of_image(image, source.job.atlas, nuclear_stain)
+    )
+    folder = Path(output)
+    report = write_maps(source, folder / MAPS, resume=resume, overwrite=overwrite, progress=progress)
+    maps = MapImage(folder / MAPS)
+    statistics = pathway_statistics(maps)
+    write_table(folder / STATISTICS, statistics.rows())
+    write_page(folder / PAGE, maps, statistics, chosen, underlay, shown_slices)
+    return Interaction(report, statistics, folder / PAGE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments: names and defaults are those of ``interact``."""
+    defaults = {name: value.default for name, value in inspect.signature(interact).parameters.items()}
+
+    def option(name: str, text: str, **more: Any) -> None:
+        shown = "" if defaults[name] in (None, False) else f" (default: {defaults[name]})"
+        parser.add_argument(f"--{name.replace('_', '-')}", default=defaults[name], help=text + shown, **more)
+
+    parser.add_argument("atlas", help="atlas store (teramind ingest makes one)")
+    parser.add_argument("--checkpoint", required=True, help="network with windows of four gene slices")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    option("genes", "genes to map, any number", nargs="+", metavar="GENE")
+    option("pathway", "or a set of them: GLUT, DOPA, BLOD, or one of --pathways", metavar="NAME")
+    option("pathways", "GMT file of further pathways", metavar="FILE")
+    option("roi", "region in atlas px, ends exclusive; all by default", metavar="Y0:Y1,X0:X1")
+    option("slices", "slices of the atlas, end exclusive; all by default", metavar="A:B")
+    option("image", "generated image to draw the maps over; by default the atlas' own", metavar="IMAGE.ome.zarr")
+    option("nuclear_stain", "its stain", metavar="NAME")
+    option("shown_slices", "how many slices the page shows at most", type=int, metavar="N")
+    option("device", "auto, cpu, cuda or cuda:1")
+    option("panel", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
+    option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
+    option("resume", "go on with unfinished maps", action="store_true")
+    option("overwrite", "replace maps that are there", action="store_true")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The command."""
+    from teramind.interaction.tables import as_text
+
+    made = interact(**vars(arguments))
+    rows = [row for row in made.statistics.rows() if row["slice"] == ""]
+    sys.stdout.write(as_text([{name: row[name] for name in ("gene", "slope", "intercept", "r", "n")} for row in rows]))
+    if made.maps.bins:
+        sys.stdout.write(
+            f"{made.maps.bins:,} bins in {made.maps.seconds:.1f} s ({made.maps.bins_per_second:,.0f} a second)\n"
+        )
+    sys.stdout.write(f"page: {made.page}\n")
+    return 0
