@@ -21,7 +21,7 @@ LARGEST_PANEL = 1000
 """Bins of the longer side of a panel at most; larger maps are shown from a coarser level."""
 SMOOTHING = 1.0
 """Standard deviation of the Gaussian that planes are shown with, bins of the level that is shown."""
-GENE_COLORS = ("#e11d48", "#16a34a", "#2563eb", "#d97706", "#7c3aed", "#0891b2")
+GENE_COLORS = ("#e5009c", "#00a651", "#2563eb", "#d97706", "#7c3aed", "#0891b2")
 
 _BRIGHT = 99.8  # percentile of what is not 0 that is shown brightest
 _HEXAGONS = 60  # across the plot

@@ -7,34 +7,46 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from teramind.interaction.pathways import choose_pathway, read_pathways
-
-if TYPE_CHECKING:
-    from teramind.atlas.store import Atlas
-    from teramind.engine.panel import Missing
-    from teramind.interaction.maps import MapReport
-    from teramind.interaction.statistics import PathwayStatistics
+from teramind.atlas.store import Atlas
+from teramind.engine.panel import Missing
+from teramind.errors import InputError
+from teramind.evaluate.extras import required
+from teramind.interaction.image import MapImage
+from teramind.interaction.maps import MapReport, MapSource, write_maps
+from teramind.interaction.page import write_page
+from teramind.interaction.partners import Partner
+from teramind.interaction.partners import top_partners as find_partners
+from teramind.interaction.pathways import Pathway, choose_pathway, read_pathways
+from teramind.interaction.statistics import PathwayStatistics, pathway_statistics
+from teramind.interaction.tables import as_text, write_table
+from teramind.interaction.underlay import Underlay
 
 MAPS, PAGE, STATISTICS = "maps.ome.zarr", "interaction.html", "statistics.csv"
+PARTNERS_SHOWN = 10  # of each region, on the terminal
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """What ``interact`` made.
+    """What ``interact`` made; None where it was not asked for.
 
     Attributes:
         maps: the image, and how fast it was made.
         statistics: regression of attention on expression.
         page: the HTML page.
+        partners: of the gene whose partners were asked for.
+        partners_file: their table.
     """
 
-    maps: MapReport
-    statistics: PathwayStatistics
-    page: Path
+    maps: MapReport | None = None
+    statistics: PathwayStatistics | None = None
+    page: Path | None = None
+    partners: list[Partner] | None = None
+    partners_file: Path | None = None
 
 
 def interact(
@@ -45,6 +57,9 @@ def interact(
     pathway: str | None = None,
     *,
     pathways: str | os.PathLike[str] | None = None,
+    top_partners: str | None = None,
+    permutations: int = 200,
+    seed: int = 0,
     roi: str | Sequence[int] | None = None,
     slices: str | tuple[int, int] | None = None,
     image: str | os.PathLike[str] | None = None,
@@ -62,10 +77,15 @@ def interact(
     Args:
         atlas: the store of transcripts, or its path.
         checkpoint: a network whose windows are of four gene slices.
-        output: folder to write: ``maps.ome.zarr``, ``statistics.csv``, ``interaction.html``, ``figures``.
+        output: folder to write: ``maps.ome.zarr``, ``statistics.csv``, ``interaction.html``, ``figures``, and
+            ``partners_GENE.csv``.
         genes: names of the genes, any number of the network's panel.
         pathway: or the name of a set of them: GLUT, DOPA, BLOD, or one of ``pathways``.
         pathways: GMT file of further pathways.
+        top_partners: a gene; also, or only, tell which genes it attends to most in each region of the atlas, against
+            shuffled gene labels.
+        permutations: of the labels.
+        seed: of the permutations.
         roi: ``"y0:y1,x0:x1"`` or four integers, atlas px, half open; grown outward to the patch grid. All if None.
         slices: ``"a:b"`` or two integers, half open. All if None.
         image: generated image whose nuclear stain the page draws the maps over; by default the atlas' own, if it has.
@@ -79,38 +99,58 @@ def interact(
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
-        Maps, statistics and page.
+        Maps, statistics, page and partners.
 
     Raises:
         InputError: options that cannot be, or do not fit together, the atlas or the checkpoint.
         Interrupted: after SIGTERM or SIGINT; what was done is kept.
         OSError: no room left on a disk.
     """
-    from teramind.evaluate.extras import required
-    from teramind.interaction.image import MapImage
-    from teramind.interaction.maps import MapSource, write_maps
-    from teramind.interaction.page import write_page
-    from teramind.interaction.statistics import pathway_statistics
-    from teramind.interaction.tables import write_table
-    from teramind.interaction.underlay import Underlay
+    if genes is None and pathway is None and top_partners is None:
+        raise InputError("there is nothing to ask: give --genes, --pathway or --top-partners")
+    chosen = None
+    if genes is not None or pathway is not None:
+        chosen = choose_pathway(genes, pathway, read_pathways(pathways))
+    question = {
+        "roi": roi, "slices": slices, "device": device, "genes": panel, "missing_genes": missing_genes,
+    }  # fmt: skip
+    if isinstance(atlas, str | os.PathLike):
+        atlas = Atlas.open(atlas)
+    made = Interaction()
+    if chosen is not None:
+        under = _underlay(atlas, image, nuclear_stain)
+        source = MapSource(atlas, checkpoint, chosen.genes, **question)
+        made = _map(source, chosen, Path(output), under, shown_slices, (resume, overwrite, progress))
+    if top_partners is not None:
+        source = MapSource(atlas, checkpoint, [top_partners], **question)
+        partners = find_partners(source, permutations=permutations, seed=seed, progress=progress)
+        file = Path(output) / f"partners_{top_partners}.csv"
+        write_table(file, [row._asdict() for row in partners])
+        made = replace(made, partners=partners, partners_file=file)
+    return made
 
-    chosen = choose_pathway(genes, pathway, read_pathways(pathways))
+
+def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str) -> Underlay | None:
+    return Underlay.of_atlas(atlas, stain) if image is None else Underlay.of_image(image, atlas, stain)
+
+
+def _map(
+    source: MapSource,
+    pathway: Pathway,
+    folder: Path,
+    underlay: Underlay | None,
+    shown: int,
+    how: tuple[bool, bool, bool],
+) -> Interaction:
+    """Maps, statistics and page of a pathway."""
     for library in ("matplotlib", "jinja2"):  # hours before they are used
         required(library)
-    source = MapSource(
-        atlas, checkpoint, chosen.genes, roi=roi, slices=slices, device=device, genes=panel, missing_genes=missing_genes
-    )
-    underlay = (
-        Underlay.of_atlas(source.job.atlas, nuclear_stain)
-        if image is None
-        else Underlay.of_image(image, source.job.atlas, nuclear_stain)
-    )
-    folder = Path(output)
+    resume, overwrite, progress = how
     report = write_maps(source, folder / MAPS, resume=resume, overwrite=overwrite, progress=progress)
     maps = MapImage(folder / MAPS)
     statistics = pathway_statistics(maps)
     write_table(folder / STATISTICS, statistics.rows())
-    write_page(folder / PAGE, maps, statistics, chosen, underlay, shown_slices)
+    write_page(folder / PAGE, maps, statistics, pathway, underlay, shown)
     return Interaction(report, statistics, folder / PAGE)
 
 
@@ -128,6 +168,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("genes", "genes to map, any number", nargs="+", metavar="GENE")
     option("pathway", "or a set of them: GLUT, DOPA, BLOD, or one of --pathways", metavar="NAME")
     option("pathways", "GMT file of further pathways", metavar="FILE")
+    option("top_partners", "tell which genes this one attends to most, by region", metavar="GENE")
+    option("permutations", "of the gene labels, for their null", type=int, metavar="N")
+    option("seed", "of the permutations", type=int)
     option("roi", "region in atlas px, ends exclusive; all by default", metavar="Y0:Y1,X0:X1")
     option("slices", "slices of the atlas, end exclusive; all by default", metavar="A:B")
     option("image", "generated image to draw the maps over; by default the atlas' own", metavar="IMAGE.ome.zarr")
@@ -143,14 +186,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    from teramind.interaction.tables import as_text
-
-    made = interact(**vars(arguments))
-    rows = [row for row in made.statistics.rows() if row["slice"] == ""]
-    sys.stdout.write(as_text([{name: row[name] for name in ("gene", "slope", "intercept", "r", "n")} for row in rows]))
-    if made.maps.bins:
-        sys.stdout.write(
-            f"{made.maps.bins:,} bins in {made.maps.seconds:.1f} s ({made.maps.bins_per_second:,.0f} a second)\n"
-        )
-    sys.stdout.write(f"page: {made.page}\n")
+    sys.stdout.write(summary(interact(**vars(arguments))))
     return 0
+
+
+def summary(made: Interaction) -> str:
+    """Lines for a person."""
+    lines = []
+    if made.statistics is not None:
+        columns = ("gene", "slope", "intercept", "r", "n")
+        rows = [row for row in made.statistics.rows() if row["slice"] == ""]
+        lines.append(as_text([{name: row[name] for name in columns} for row in rows]))
+    if made.maps is not None and made.maps.bins:
+        speed = f"{made.maps.seconds:.1f} s ({made.maps.bins_per_second:,.0f} a second)"
+        lines.append(f"{made.maps.bins:,} bins in {speed}\n")
+    if made.page is not None:
+        lines.append(f"page: {made.page}\n")
+    if made.partners is not None:
+        shown: list[dict[str, Any]] = []
+        for _, rows_of_region in groupby(made.partners, key=lambda row: row.region):
+            shown += [row._asdict() for row in islice(rows_of_region, PARTNERS_SHOWN)]
+        lines.append(as_text(shown) or "the gene was not read anywhere\n")
+        lines.append(f"partners: {made.partners_file}\n")
+    return "".join(lines)

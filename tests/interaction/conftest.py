@@ -27,13 +27,12 @@ def write_atlas(path, counts, height=HEIGHT, width=WIDTH, genes=GENES, regions=N
     with AtlasWriter(
         path, genes=genes, stains=stains, slice_z=[10.0 + 5 * z for z in range(len(counts))], shape=(height, width),
         pixel_size=PIXEL_SIZE, scaling=dict.fromkeys(stains, (0, 255)) if stains else None, provenance={},
-        **({} if regions is None else {"region_names": regions[1]}),
     ) as writer:  # fmt: skip
+        if regions is not None:
+            writer.write_regions(*regions)
         for z, plane in enumerate(counts):
             for row in range(0, len(plane), 64):
                 writer.append_counts(z, csr_array(plane[row : row + 64].reshape(-1, len(genes)).astype(np.uint16)))
-            if regions is not None:
-                writer.write_regions(z, 0, 0, regions[0][z])
             for stain in range(len(stains)):
                 writer.write_image(z, stain, 0, 0, image[stain, z])
     return path

@@ -87,7 +87,8 @@ def test_statistics_of_maps_are_those_of_their_planes(tmp_path, atlas_path, chec
             expected = linregress(points.expression[number], points.attention)
             assert statistics.of_slice(z)[gene].slope == pytest.approx(expected.slope)
     everything = linregress(
-        np.concatenate([points.uniform for points in together]), np.concatenate([points.attention for points in together])
+        np.concatenate([points.uniform for points in together]),
+        np.concatenate([points.attention for points in together]),
     )
     assert statistics.overall()[UNIFORM].r == pytest.approx(everything.rvalue)
     rows = statistics.rows()
