@@ -17,6 +17,7 @@ from teramind.atlas.images import SHARD
 from teramind.atlas.layout import BIN_SIZE, STRIP_BINS, ceil_div
 from teramind.atlas.phantom.phantom import Phantom
 from teramind.atlas.store import Atlas
+from teramind.atlas.tables import read_ahead
 from teramind.atlas.writer import AtlasWriter
 
 RAW_RANGES = {"DAPI": (200.0, 10400.0), "PolyT": (100.0, 5200.0)}
@@ -26,8 +27,8 @@ RAW_RANGES = {"DAPI": (200.0, 10400.0), "PolyT": (100.0, 5200.0)}
 def build_phantom(phantom: Phantom, output: str | os.PathLike[str], *, overwrite: bool = False) -> Atlas:
     """Write a phantom as an atlas with images and a label map of its regions.
 
-    A strip of bins and a shard of pixels are in memory at a time. The fingerprint of the store is a function of the
-    phantom's arguments alone.
+    A strip of bins or a shard of pixels is made while the one before is written, and no more is in memory. The
+    fingerprint of the store is a function of the phantom's arguments alone.
 
     Args:
         phantom: what to write.
@@ -74,7 +75,7 @@ def _write_counts(phantom: Phantom, writer: AtlasWriter) -> None:
     strips = ceil_div(height, STRIP_BINS * BIN_SIZE)
     with tqdm(total=slices * strips, desc="counts", unit="strip", disable=None) as bar:
         for index in range(slices):
-            for counts in _strips(phantom, index):
+            for counts in read_ahead(_strips(phantom, index)):
                 writer.append_counts(index, counts)
                 bar.update()
 
@@ -92,7 +93,7 @@ def _write_images(phantom: Phantom, writer: AtlasWriter) -> None:
     slices, height, width = phantom.shape
     shards = ceil_div(height, SHARD) * ceil_div(width, SHARD)
     with tqdm(total=slices * shards, desc="images", unit="shard", disable=None) as bar:
-        for index, y0, x0, pixels in _shards(phantom):
+        for index, y0, x0, pixels in read_ahead(_shards(phantom)):
             for stain, plane in enumerate(pixels):
                 writer.write_image(index, stain, y0, x0, plane)
             bar.update()

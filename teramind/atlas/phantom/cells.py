@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from teramind.atlas.phantom.anatomy import Anatomy, Labels
 from teramind.atlas.phantom.celltypes import CELL_TYPES, TYPE
-from teramind.atlas.phantom.draws import Draws, FloatArray, Purpose
-from teramind.atlas.phantom.regions import LABEL, REGIONS
+from teramind.atlas.phantom.draws import Draws, FloatArray, Purpose, place_ids
+from teramind.atlas.phantom.regions import IS_TISSUE, LABEL, REGIONS
 
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 """Ranges of z, y, x, um."""
@@ -68,8 +68,6 @@ COMPOSITION: dict[Lattice, dict[str, tuple[float, dict[str, float]]]] = {
     },
 }
 # fmt: on
-
-_INDEX_BITS, _INDEX_OFFSET = 20, 1 << 19
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,7 @@ def _sites(seed: int, lattice: Lattice, box: Box, margin: float) -> _Sites:
         for low, high in box
     ]
     iz, iy, ix = (index.ravel() for index in np.meshgrid(*axes, indexing="ij"))
-    packed = ((np.int64(lattice) << _INDEX_BITS) + iz + _INDEX_OFFSET << _INDEX_BITS) + iy + _INDEX_OFFSET
-    ids = (packed << _INDEX_BITS) + ix + _INDEX_OFFSET
+    ids = place_ids(lattice, iz, iy, ix)
     return _Sites(ids, np.stack([ix, iy, iz]), Draws(seed, Purpose.CELLS, ids))
 
 
@@ -194,7 +191,7 @@ def _vessel_cells(anatomy: Anatomy, seed: int, box: Box) -> Cells:
     side = np.where(sites.draws.uniform(6) < 0.5, -VESSEL_WALL, VESSEL_WALL)
     x, y = x - side * np.sin(direction), y + side * np.cos(direction)
     cells = Cells(sites.id, types, anatomy.region(x, y, z), x, y, z, _sizes(sites.draws), direction)
-    return cells.take(_IS_TISSUE[cells.region])
+    return cells.take(IS_TISSUE[cells.region])
 
 
 def _perivascular_cells(anatomy: Anatomy, seed: int, box: Box) -> Cells:
@@ -204,7 +201,7 @@ def _perivascular_cells(anatomy: Anatomy, seed: int, box: Box) -> Cells:
     x, y = x - side * np.sin(direction), y + side * np.cos(direction)
     types = np.full(len(sites.id), TYPE["astrocyte"], dtype=np.uint8)
     cells = Cells(sites.id, types, anatomy.region(x, y, z), x, y, z, _sizes(sites.draws), direction)
-    return cells.take(_IS_TISSUE[cells.region])
+    return cells.take(IS_TISSUE[cells.region])
 
 
 def _vessel_sites(anatomy: Anatomy, seed: int, lattice: Lattice, box: Box) -> tuple[_Sites, FloatArray, FloatArray]:
@@ -221,7 +218,7 @@ def _vessel_sites(anatomy: Anatomy, seed: int, lattice: Lattice, box: Box) -> tu
 
 
 def _sizes(draws: Draws) -> FloatArray:
-    return np.exp(SIZE_SPREAD * draws.normal(5))
+    return np.asarray(np.exp(SIZE_SPREAD * draws.normal(5)))
 
 
 def _tables(lattice: Lattice) -> tuple[FloatArray, FloatArray]:
@@ -239,4 +236,3 @@ def _tables(lattice: Lattice) -> tuple[FloatArray, FloatArray]:
 
 _TABLES = {lattice: _tables(lattice) for lattice in COMPOSITION}
 _ALONG_SURFACE = ("oligodendrocyte", "ependymal cell", "meningeal fibroblast", "microglia")
-_IS_TISSUE = np.array([region.is_tissue for region in REGIONS])

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from teramind.atlas.phantom.build import build_phantom
+from teramind.atlas.phantom.merscope import require_free, write_merscope
 from teramind.atlas.phantom.phantom import Phantom
 from teramind.errors import InputError
 
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draw all that the genes do not decide about the images again: the same transcripts, other nuclei",
     )
+    parser.add_argument(
+        "--merscope",
+        metavar="FOLDER",
+        help="write the phantom as a MERSCOPE region folder, too, its slices as z planes",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an atlas of that name")
 
 
@@ -50,7 +56,11 @@ def run(arguments: argparse.Namespace) -> None:
         z_step=arguments.z_step_um,
         morphology_seed=arguments.morphology_seed,
     )
+    if arguments.merscope is not None:
+        require_free(arguments.merscope)  # before the hours that the atlas may take
     atlas = build_phantom(phantom, arguments.output, overwrite=arguments.overwrite)
+    if arguments.merscope is not None:
+        write_merscope(phantom, arguments.merscope)
     slices, height, width = atlas.shape
     transcripts = sum(atlas.metadata.gene_transcripts or [])
     sys.stdout.write(

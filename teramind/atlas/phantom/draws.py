@@ -27,6 +27,8 @@ _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 # Sum of four uniform 16-bit numbers: its mean and standard deviation.
 _SUM_MEAN, _SUM_DEVIATION = 2 * (2**16 - 1), float(np.sqrt(4 * (2**32 - 1) / 12))
 
+_PLACE_BITS = 20
+
 LARGEST_NORMAL = _SUM_MEAN / _SUM_DEVIATION
 """Normals lie within this many standard deviations, 3.46, so that everything drawn has a finite reach."""
 
@@ -47,6 +49,23 @@ class Purpose(IntEnum):
 def key(seed: int, purpose: Purpose, variant: int = 0) -> int:
     """The 64-bit key of a seed's numbers for a purpose and one of its 16 variants; never the same for two of them."""
     return integer_between("the seed", seed, 0, LARGEST_SEED) << 8 | purpose << 4 | variant
+
+
+def place_ids(
+    kind: int, iz: npt.NDArray[np.int64], iy: npt.NDArray[np.int64], ix: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The ids of places on a lattice.
+
+    Args:
+        kind: 0 to 7, tells lattices apart.
+        iz: place along z, from -2^19 to 2^19 - 1, as the others.
+        iy: along y.
+        ix: along x.
+    """
+    ids = np.full(np.shape(ix), kind, dtype=np.int64)
+    for index in (iz, iy, ix):
+        ids = (ids << _PLACE_BITS) + (index + (1 << _PLACE_BITS - 1))
+    return ids
 
 
 class Draws:

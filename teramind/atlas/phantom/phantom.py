@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from teramind.atlas.layout import BIN_SIZE, ceil_div
 from teramind.atlas.phantom.anatomy import Anatomy
-from teramind.atlas.phantom.between import TileFrame
 from teramind.atlas.phantom.cells import Cells, cells_in
 from teramind.atlas.phantom.draws import LARGEST_SEED
 from teramind.atlas.phantom.genes import GENES
+from teramind.atlas.phantom.interaction import Interaction, find_interaction, interacting_cells, mark_bins
 from teramind.atlas.phantom.morphology import Bodies, bodies_of
 from teramind.atlas.phantom.regions import NAMES
 from teramind.atlas.phantom.render import render_tile
+from teramind.atlas.phantom.tile import Tile
 from teramind.atlas.phantom.transcripts import background_transcripts, cell_transcripts
 from teramind.checks import integer_between
 from teramind.errors import InputError
@@ -26,14 +25,16 @@ from teramind.errors import InputError
 STAINS = ("DAPI", "PolyT")
 
 # Everything is made in squares of this many px, whole, and then cut: so a window is the crop of any larger one to the
-# last bit, whatever the processor does with the ends of its vectors.
-TILE = 512
+# last bit, whatever the processor does with the ends of its vectors. Smaller ones waste more on cells that are shared.
+TILE = 1024
+# Tiles whose cells are kept: a row of windows comes back to the same ones.
+KEPT_TILES = 4
 # How far from its centre anything of a cell may lie, um: in the plane and in depth.
 REACH, DEPTH_REACH = 34.0, 22.0
 # Thickness of a section, um, where the slices lie that far apart.
 SECTION = 10.0
 SMALLEST_PIXEL, LARGEST_PIXEL = 0.05, 1.0
-MAX_SIDE, MAX_SLICES = 2**20, 2**12
+MAX_SIDE, MAX_SLICES, LARGEST_STEP = 2**20, 2**12, 500.0
 
 CELL_FIELDS = np.dtype(
     [
@@ -54,10 +55,10 @@ CELL_FIELDS = np.dtype(
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """The cells that may reach into a tile of a slice, and their bodies in its plane."""
+class _Content:
+    """The cells that may reach into a tile, and their bodies in its plane."""
 
-    frame: TileFrame
+    tile: Tile
     cells: Cells
     bodies: Bodies
 
@@ -107,12 +108,12 @@ class Phantom:
         )
         if not SMALLEST_PIXEL <= pixel_size <= LARGEST_PIXEL:
             raise InputError(f"a pixel of {pixel_size} um is out of range; give {SMALLEST_PIXEL} to {LARGEST_PIXEL} um")
-        if not (math.isfinite(z_step) and z_step > 0):
-            raise InputError(f"slices {z_step} um apart are out of range; give a distance above 0 um")
+        if not 0 < z_step <= LARGEST_STEP:
+            raise InputError(f"slices {z_step} um apart are out of range; give up to {LARGEST_STEP:g} um")
         self.pixel_size, self.z_step = float(pixel_size), float(z_step)
         self.genes, self.stains, self.region_names = list(GENES), list(STAINS), dict(NAMES)
         self._anatomy = Anatomy(self.seed)
-        self._tiles: OrderedDict[tuple[int, int, int], _Tile] = OrderedDict()
+        self._contents: OrderedDict[tuple[int, int, int], _Content] = OrderedDict()
 
     @property
     def slice_z(self) -> list[float]:
@@ -137,18 +138,10 @@ class Phantom:
             InputError: an end lies before its start.
         """
         image = np.zeros((len(STAINS), *_sides((z0, z1), (y0, y1), (x0, x1))), dtype=np.uint8)
-        slices, height, width = self.shape
-        low_y, high_y, low_x, high_x = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
-        for z in range(max(z0, 0), min(z1, slices)):
-            for row in range(low_y // TILE, ceil_div(high_y, TILE)):
-                for column in range(low_x // TILE, ceil_div(high_x, TILE)):
-                    top, bottom = max(low_y, row * TILE), min(high_y, (row + 1) * TILE)
-                    left, right = max(low_x, column * TILE), min(high_x, (column + 1) * TILE)
-                    if top < bottom and left < right:
-                        tile = self._image_tile(z, row, column)
-                        image[:, z - z0, top - y0 : bottom - y0, left - x0 : right - x0] = tile[
-                            :, top - row * TILE : bottom - row * TILE, left - column * TILE : right - column * TILE
-                        ]
+        for z in range(z0, z1):
+            for row, column in self._tile_places(z, y0, y1, x0, x1):
+                window, part = _overlap((y0, y1, x0, x1), (row, column), self.shape[1:], 1)
+                image[:, z - z0, *window] = self._tile_image(z, row, column)[:, *part]
         return image
 
     def transcripts(
@@ -200,8 +193,7 @@ class Phantom:
         Raises:
             InputError: a bound is no multiple of 16, or an end lies before its start.
         """
-        if any(bound % BIN_SIZE for bound in (y0, y1, x0, x1)):
-            raise InputError(f"the window {y0}:{y1},{x0}:{x1} px does not lie on bins of {BIN_SIZE} px")
+        _check_on_bins(y0, y1, x0, x1)
         slices, height, width = _sides((z0, z1), (y0, y1), (x0, x1))
         labels = np.zeros((slices, height // BIN_SIZE, width // BIN_SIZE), dtype=np.uint16)
         rows = np.arange(y0 // BIN_SIZE, y1 // BIN_SIZE)
@@ -216,6 +208,36 @@ class Phantom:
         labels[:, outside_y] = 0
         labels[:, :, outside_x] = 0
         return labels
+
+    def interaction_window(
+        self, pair: tuple[str, str], z0: int, z1: int, y0: int, y1: int, x0: int, x1: int
+    ) -> npt.NDArray[np.uint8]:
+        """Where two genes interact, at the resolution of bins: the truth for maps of gene-gene attention.
+
+        Args:
+            pair: names of the genes; see ``teramind.atlas.phantom.interaction``.
+            z0: as ``region_window``, so are the others.
+            z1: see there.
+            y0: see there.
+            y1: see there.
+            x0: see there.
+            x1: see there.
+
+        Returns:
+            uint8 (z1 - z0, (y1 - y0) / 16, (x1 - x0) / 16): 1 in bins of cells that take part, else 0.
+
+        Raises:
+            InputError: the genes do not interact; or as ``region_window``.
+        """
+        interaction = find_interaction(pair)
+        _check_on_bins(y0, y1, x0, x1)
+        slices, height, width = _sides((z0, z1), (y0, y1), (x0, x1))
+        marked = np.zeros((slices, height // BIN_SIZE, width // BIN_SIZE), dtype=np.uint8)
+        for z in range(z0, z1):
+            for row, column in self._tile_places(z, y0, y1, x0, x1):
+                window, part = _overlap((y0, y1, x0, x1), (row, column), self.shape[1:], BIN_SIZE)
+                marked[z - z0][window] = self._tile_interaction(z, row, column, interaction)[part]
+        return marked
 
     def _tile_places(self, z: int, y0: int, y1: int, x0: int, x1: int) -> list[tuple[int, int]]:
         """The tiles that a window touches, row by row."""
@@ -236,45 +258,48 @@ class Phantom:
         )
         return inside
 
-    def _tile(self, z: int, row: int, column: int) -> _Tile:
+    def _content(self, z: int, row: int, column: int) -> _Content:
         place = (z, row, column)
-        if place not in self._tiles:
-            frame = TileFrame(row * TILE, column * TILE, TILE, self.pixel_size)
-            plane = z * self.z_step
-            ranges = [
-                (start * self.pixel_size - REACH, (start + TILE) * self.pixel_size + REACH)
-                for start in (frame.y0, frame.x0)
-            ]
-            cells = cells_in(
-                self._anatomy, self.seed, ((plane - DEPTH_REACH, plane + DEPTH_REACH), ranges[0], ranges[1])
-            )
-            self._tiles[place] = _Tile(frame, cells, bodies_of(cells, self.morphology_seed, plane))
-            if len(self._tiles) > 16:
-                self._tiles.popitem(last=False)
-        return self._tiles[place]
+        if place not in self._contents:
+            tile = Tile(z, z * self.z_step, row * TILE, column * TILE, TILE, self.pixel_size)
+            heights = tile.z - DEPTH_REACH, tile.z + DEPTH_REACH
+            rows, columns = ((low - REACH, high + REACH) for low, high in (tile.y_range, tile.x_range))
+            cells = cells_in(self._anatomy, self.seed, (heights, rows, columns))
+            self._contents[place] = _Content(tile, cells, bodies_of(cells, self.morphology_seed, tile.z))
+            if len(self._contents) > KEPT_TILES:
+                self._contents.popitem(last=False)
+        return self._contents[place]
 
-    def _image_tile(self, z: int, row: int, column: int) -> npt.NDArray[np.uint8]:
-        tile = self._tile(z, row, column)
-        return render_tile(tile.frame, z * self.z_step, z, self._anatomy, tile.cells, tile.bodies, self.morphology_seed)
+    def _section(self, z: int) -> tuple[float, float]:
+        """Lower and upper face of a slice's section, um: sections do not overlap."""
+        half = min(SECTION, self.z_step) / 2
+        return z * self.z_step - half, z * self.z_step + half
+
+    def _tile_image(self, z: int, row: int, column: int) -> npt.NDArray[np.uint8]:
+        content = self._content(z, row, column)
+        return render_tile(content.tile, self._anatomy, content.cells, content.bodies, self.morphology_seed)
 
     def _tile_transcripts(
         self, z: int, row: int, column: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
-        tile = self._tile(z, row, column)
-        plane, half = z * self.z_step, min(SECTION, self.z_step) / 2
-        y_range, x_range = (
-            (start * self.pixel_size, (start + TILE) * self.pixel_size) for start in (tile.frame.y0, tile.frame.x0)
-        )
-        found = cell_transcripts(tile.cells, self.seed, plane - half, plane + half)
-        loose = background_transcripts(self._anatomy, self.seed, z, plane, y_range, x_range)
+        content = self._content(z, row, column)
+        found = cell_transcripts(content.cells, self.seed, *self._section(z))
+        loose = background_transcripts(content.tile, self._anatomy, self.seed)
         x, y, gene = (np.concatenate(pair) for pair in zip(found, loose, strict=True))
         x, y = (x / self.pixel_size).astype(np.float32), (y / self.pixel_size).astype(np.float32)
-        inside = _in_tile(tile.frame, x, y)
+        inside = content.tile.holds(x, y)
         return x[inside], y[inside], gene[inside]
 
+    def _tile_interaction(self, z: int, row: int, column: int, interaction: Interaction) -> npt.NDArray[np.bool_]:
+        content = self._content(z, row, column)
+        low, high = self._section(z)
+        in_section = (content.cells.z >= low) & (content.cells.z < high)
+        taking_part = interacting_cells(content.cells, interaction)
+        return mark_bins(content.cells.take(taking_part & in_section), content.tile)
+
     def _tile_cells(self, z: int, row: int, column: int) -> npt.NDArray[np.void]:
-        tile = self._tile(z, row, column)
-        cells, bodies, scale = tile.cells, tile.bodies, 1 / self.pixel_size
+        content = self._content(z, row, column)
+        cells, bodies, scale = content.cells, content.bodies, 1 / self.pixel_size
         rows = np.empty(len(cells), dtype=CELL_FIELDS)
         rows["id"], rows["type"], rows["region"] = cells.id, cells.type, cells.region
         rows["x"], rows["y"], rows["soma"] = cells.x * scale, cells.y * scale, bodies.soma * scale
@@ -282,15 +307,26 @@ class Phantom:
         rows["nucleus_major"], rows["nucleus_minor"] = bodies.major * scale, bodies.minor * scale
         rows["angle"] = bodies.angle
         cut: npt.NDArray[np.bool_] = (bodies.major > 0) | (bodies.soma > 0)
-        kept: npt.NDArray[np.void] = rows[_in_tile(tile.frame, rows["x"], rows["y"]) & cut]
+        kept: npt.NDArray[np.void] = rows[content.tile.holds(rows["x"], rows["y"]) & cut]
         return kept
 
 
-def _in_tile(frame: TileFrame, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    inside: npt.NDArray[np.bool_] = (
-        (x >= frame.x0) & (x < frame.x0 + frame.side) & (y >= frame.y0) & (y < frame.y0 + frame.side)
-    )
-    return inside
+def _overlap(
+    window: tuple[int, int, int, int], tile: tuple[int, int], shape: tuple[int, int], unit: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """What a window and a tile share within the phantom's size, as slices of the window and of the tile, in units."""
+    in_window, in_tile = [], []
+    for (start, end), number, side in zip((window[:2], window[2:]), tile, shape, strict=True):
+        low = max(start, number * TILE, 0) // unit
+        high = ceil_div(min(end, (number + 1) * TILE, side), unit)
+        in_window.append(slice(low - start // unit, high - start // unit))
+        in_tile.append(slice(low - number * TILE // unit, high - number * TILE // unit))
+    return (in_window[0], in_window[1]), (in_tile[0], in_tile[1])
+
+
+def _check_on_bins(y0: int, y1: int, x0: int, x1: int) -> None:
+    if any(bound % BIN_SIZE for bound in (y0, y1, x0, x1)):
+        raise InputError(f"the window {y0}:{y1},{x0}:{x1} px does not lie on bins of {BIN_SIZE} px")
 
 
 def _sides(*ranges: tuple[int, int]) -> tuple[int, ...]:

@@ -47,8 +47,8 @@ REGIONS = (
     Region("thalamus",            365.0, 45.0,  7.0, 0.09),
     Region("ependyma",            553.0, 30.0,  7.0, 0.0),
     Region("ventricle",           566.0,  3.0,  3.0, 0.0, is_tissue=False),
-    # Not a band of depth but islands in the thalamus.
-    Region("dopaminergic nucleus", np.inf, 52.0, 7.0, 0.05),
+    # Not a band of depth but islands in the thalamus, whose neuropil it has.
+    Region("dopaminergic nucleus", np.inf, 45.0, 7.0, 0.09),
 )
 # fmt: on
 """In the order of their labels."""
@@ -56,5 +56,7 @@ REGIONS = (
 LABEL = {region.name: label for label, region in enumerate(REGIONS)}
 NAMES = {label: region.name for label, region in enumerate(REGIONS) if label != BACKGROUND}
 
+IS_TISSUE = np.array([region.is_tissue for region in REGIONS])
+"""By label."""
 BANDS = REGIONS[: LABEL["ventricle"] + 1]
 """Those that are bands of depth, downwards."""

@@ -9,23 +9,21 @@ from scipy.special import pdtrik
 from teramind.atlas.phantom.anatomy import Anatomy
 from teramind.atlas.phantom.cells import Cells
 from teramind.atlas.phantom.celltypes import LOOKS
-from teramind.atlas.phantom.draws import Draws, FloatArray, Purpose
+from teramind.atlas.phantom.draws import Draws, FloatArray, Purpose, place_ids
 from teramind.atlas.phantom.genes import GENES, PROFILES
-from teramind.atlas.phantom.regions import REGIONS
+from teramind.atlas.phantom.regions import IS_TISSUE
+from teramind.atlas.phantom.tile import Tile
 
 # Spread of a cell's transcripts along each axis, in radii of its body.
 SCATTER = 0.55
-# Share of the transcripts in the cell's processes, and their spread in radii.
-PROCESS_SHARE, PROCESS_SCATTER = 0.12, 1.3
+# Share of the transcripts in the cell's processes, and their spread in the plane, in radii.
+PROCESS_SHARE, PROCESS_SCATTER = 0.12, 1.15
 # Probability that a cell lacks a gene altogether.
 DROPOUT = 0.15
 # Transcripts of no cell, per um2 of tissue and outside it.
 BACKGROUND_RATE, OUTSIDE_RATE = 0.004, 0.0004
 # Side of the squares in which the background is drawn, um.
 BACKGROUND_SIDE = 16.0
-
-_INDEX_BITS, _INDEX_OFFSET = 21, 1 << 20
-_CELL_BITS = 20
 
 
 def cell_transcripts(
@@ -50,7 +48,7 @@ def cell_transcripts(
     first = 8 + 8 * place
     radius = LOOKS["soma"][cells.type[owner]]
     spread = radius * np.where(draws.uniform(first) < PROCESS_SHARE, PROCESS_SCATTER, SCATTER)
-    z = cells.z[owner] + spread * draws.normal(first + 1)
+    z = cells.z[owner] + SCATTER * radius * draws.normal(first + 1)
     gene = _genes_of(cells.type[owner], draws.uniform(first + 2))
     found = (z >= z0) & (z < z1) & ~_dropped_out(seed, cells.id[owner], gene)
     x = (cells.x[owner] + spread * draws.normal(first + 3))[found]
@@ -59,34 +57,26 @@ def cell_transcripts(
 
 
 def background_transcripts(
-    anatomy: Anatomy,
-    seed: int,
-    slice_index: int,
-    plane: float,
-    y_range: tuple[float, float],
-    x_range: tuple[float, float],
+    tile: Tile, anatomy: Anatomy, seed: int
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]:
-    """The transcripts of no cell, in all squares that a window touches.
+    """The transcripts of no cell, in all squares that a tile touches.
 
     Args:
+        tile: which.
         anatomy: of the phantom.
         seed: of the phantom.
-        slice_index: which slice.
-        plane: its z, um.
-        y_range: of the window, um.
-        x_range: of the window, um.
 
     Returns:
         As ``cell_transcripts``.
     """
     axes = [
         np.arange(int(np.floor(low / BACKGROUND_SIDE)), int(np.ceil(high / BACKGROUND_SIDE)), dtype=np.int64)
-        for low, high in (y_range, x_range)
+        for low, high in (tile.y_range, tile.x_range)
     ]
     iy, ix = (index.ravel() for index in np.meshgrid(*axes, indexing="ij"))
-    ids = ((np.int64(slice_index) << _INDEX_BITS) + iy + _INDEX_OFFSET << _INDEX_BITS) + ix + _INDEX_OFFSET
-    region = anatomy.region((ix + 0.5) * BACKGROUND_SIDE, (iy + 0.5) * BACKGROUND_SIDE, plane)
-    rate = np.where(_IS_TISSUE[region], BACKGROUND_RATE, OUTSIDE_RATE) * BACKGROUND_SIDE**2
+    ids = place_ids(0, np.full_like(iy, tile.slice_index), iy, ix)
+    region = anatomy.region((ix + 0.5) * BACKGROUND_SIDE, (iy + 0.5) * BACKGROUND_SIDE, tile.z)
+    rate = np.where(IS_TISSUE[region], BACKGROUND_RATE, OUTSIDE_RATE) * BACKGROUND_SIDE**2
     number = _poisson(rate, Draws(seed, Purpose.BACKGROUND, ids).uniform(0))
     owner = np.repeat(np.arange(len(ids)), number)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
@@ -100,13 +90,14 @@ def background_transcripts(
 
 def _poisson(mean: FloatArray, uniform: FloatArray) -> npt.NDArray[np.intp]:
     """Poisson numbers from uniform ones, by inversion."""
-    return np.maximum(np.ceil(pdtrik(uniform, mean)), 0).astype(np.intp)
+    number: npt.NDArray[np.intp] = np.maximum(np.ceil(pdtrik(uniform, mean)), 0).astype(np.intp)
+    return number
 
 
 def _genes_of(types: npt.NDArray[np.uint8], uniform: FloatArray) -> npt.NDArray[np.intp]:
     """A gene for each transcript, from the profile of its cell's type."""
     # The cumulative profiles stand one behind the other, each raised by its type, so that one search serves all.
-    place: npt.NDArray[np.intp] = np.searchsorted(_CUMULATIVE, types + uniform, side="right")
+    place = np.searchsorted(_CUMULATIVE, types + uniform, side="right").astype(np.intp)
     return place - types.astype(np.intp) * len(GENES)
 
 
@@ -122,4 +113,3 @@ def _cumulative() -> FloatArray:
 
 _CUMULATIVE = _cumulative()
 _BACKGROUND_SHARES = np.cumsum(PROFILES.mean(axis=0))[:-1]
-_IS_TISSUE = np.array([region.is_tissue for region in REGIONS])

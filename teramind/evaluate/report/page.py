@@ -197,6 +197,6 @@ def inline_png(picture: Picture.Image | bytes) -> str:
     """A PNG as a data URI."""
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG", optimize=True)
+        picture.save(buffer, format="PNG")
         picture = buffer.getvalue()
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"

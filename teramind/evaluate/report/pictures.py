@@ -81,7 +81,7 @@ def nuclei_picture(plan: Plan, truth: Image, image: Image, zoom: Zoom, scale: in
     top, left = ((zoom.place.y0 - around.y0) * scale, (zoom.place.x0 - around.x0) * scale)
     h, w = (side * scale for side in zoom.place.shape)
     grey = _enlarged(truth.source.read(zoom.z, zoom.place)[plan.nuclear], scale)
-    picture = np.stack([grey // 2] * 3, axis=-1)
+    picture = np.stack([(grey * 0.8).astype(np.uint8)] * 3, axis=-1)
     layers = (
         (MATCHED, labels[0], found),
         (MISSED, labels[0], np.setdiff1d(_numbers(labels[0]), found)),
