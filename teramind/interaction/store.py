@@ -16,8 +16,9 @@ from teramind.atlas.layout import ceil_div
 from teramind.engine.plan import Rectangle
 from teramind.engine.snapshot import FOLDER
 from teramind.errors import InputError
-from teramind.files import appears_whole, fsync
+from teramind.files import fsync
 from teramind.interaction.attention import QUANTITIES
+from teramind.interaction.journal import append_line, read_journal
 from teramind.ngff import Channel, build_pyramid, describe_channels, image_channels, level_encoder, open_levels
 from teramind.output.ome_zarr import create_output, mark_complete, output_attributes
 
@@ -68,7 +69,7 @@ class MapStore:
         self._encoder = level_encoder(self._group)
         self._shape = open_levels(self._group)[0].shape
         self._journal = path / FOLDER / _JOURNAL
-        self.done = _read_journal(self._journal)
+        self.done = {Block(*map(int, line.split())) for line in read_journal(self._journal)}
 
     @classmethod
     def create(
@@ -144,7 +145,7 @@ class MapStore:
         with ThreadPoolExecutor(SYNC_THREADS) as pool:  # a disk takes many at once in the time of one
             list(pool.map(fsync, (*files, *sorted(folders))))
         self.done.add(block)
-        _append(self._journal, block)
+        append_line(self._journal, " ".join(map(str, block)))
 
     def finish(self) -> None:
         """Build the pyramid, choose the contrast that viewers show, and mark the image as complete."""
@@ -154,7 +155,7 @@ class MapStore:
         brightest = [_bright(np.asarray(coarse[number])) for number in range(len(names))]
         describe_channels(self._group, _channels(names, brightest))
         mark_complete(self.path, KIND)
-        shutil.rmtree(self._journal.parent)
+        shutil.rmtree(self._journal.parent, ignore_errors=True)
 
 
 def _channels(names: Sequence[str], brightest: Sequence[float] | None = None) -> list[Channel]:
@@ -169,20 +170,3 @@ def _channels(names: Sequence[str], brightest: Sequence[float] | None = None) ->
 def _bright(values: npt.NDArray[np.float32]) -> float:
     there = values[values > 0]
     return float(np.percentile(there, _BRIGHT)) if len(there) else 1.0
-
-
-def _read_journal(path: Path) -> set[Block]:
-    """The blocks that a journal names; it is left without the line that a crash may have torn."""
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        return set()
-    whole = path.read_text(encoding="ascii").rpartition("\n")[0].splitlines()
-    with appears_whole(path) as partial:
-        partial.write_text("".join(f"{line}\n" for line in whole), encoding="ascii")
-    return {Block(*map(int, line.split())) for line in whole}
-
-
-def _append(path: Path, block: Block) -> None:
-    with path.open("a", encoding="ascii") as file:
-        file.write(f"{block.window} {block.row} {block.column}\n")
-    fsync(path)

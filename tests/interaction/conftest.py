@@ -21,12 +21,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def write_atlas(path, counts, height=HEIGHT, width=WIDTH, genes=GENES, regions=None, image=None):
+def write_atlas(path, counts, height=HEIGHT, width=WIDTH, genes=GENES, regions=None, image=None, pixel_size=PIXEL_SIZE):
     """``counts`` (slices, bins y, bins x, genes)."""
     stains = [] if image is None else ["DAPI", "PolyT"]
     with AtlasWriter(
         path, genes=genes, stains=stains, slice_z=[10.0 + 5 * z for z in range(len(counts))], shape=(height, width),
-        pixel_size=PIXEL_SIZE, scaling=dict.fromkeys(stains, (0, 255)) if stains else None, provenance={},
+        pixel_size=pixel_size, scaling=dict.fromkeys(stains, (0, 255)) if stains else None, provenance={},
     ) as writer:  # fmt: skip
         if regions is not None:
             writer.write_regions(*regions)
