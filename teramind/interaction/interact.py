@@ -68,6 +68,7 @@ def interact(
     device: str = "auto",
     panel: str | os.PathLike[str] | Sequence[str] | None = None,
     missing_genes: Missing = "error",
+    map_genes: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -94,6 +95,8 @@ def interact(
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda:1".
         panel: names in the order of the network's gene axis (a list, or a file), for checkpoints that carry none.
         missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
+        map_genes: CSV file of two columns that pairs the network's genes with those of an atlas of other names; genes
+            are asked for by the network's.
         resume: go on with unfinished maps; statistics and page are made anew.
         overwrite: replace maps that are there.
         progress: show a progress bar if stderr is a terminal.
@@ -113,6 +116,7 @@ def interact(
         chosen = choose_pathway(genes, pathway, read_pathways(pathways))
     question = {
         "roi": roi, "slices": slices, "device": device, "genes": panel, "missing_genes": missing_genes,
+        "map_genes": map_genes,
     }  # fmt: skip
     if isinstance(atlas, str | os.PathLike):
         atlas = Atlas.open(atlas)
@@ -179,6 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("device", "auto, cpu, cuda or cuda:1")
     option("panel", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
     option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
+    option("map_genes", "pairs of the network's and the atlas' names for a gene, or mouse_human_81", metavar="FILE")
     option("resume", "go on with unfinished maps", action="store_true")
     option("overwrite", "replace maps that are there", action="store_true")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")

@@ -77,8 +77,8 @@ class MapSource:
             atlas: the store of transcripts, or its path.
             checkpoint: the network.
             asked: names of the genes.
-            **options: ``roi``, ``slices``, ``device``, ``genes`` (names of the network's genes) and ``missing_genes``
-                as for ``teramind.generate.generate``.
+            **options: ``roi``, ``slices``, ``device``, ``genes`` (names of the network's genes), ``missing_genes`` and
+                ``map_genes`` as for ``teramind.generate.generate``.
         """
         self.job = Job(atlas, checkpoint, Path("maps"), run_options(**options))
         check_gene_attention(self.job.config)
@@ -132,7 +132,7 @@ class MapSource:
 
     def identity(self) -> dict[str, Any]:
         """All that decides about the maps: a run that goes on has to have the same."""
-        shared = ("atlas", "checkpoint", "genes", "missing_genes", "region", "slices")
+        shared = ("atlas", "checkpoint", "genes", "missing_genes", "map_genes", "region", "slices")
         whole = self.job.identity()
         return {name: whole[name] for name in shared} | {"asked": self.gene_names}
 
