@@ -1,7 +1,7 @@
 """Answers on the phantom, whose truth is known: do maps find where genes interact, are the right cells removed?
 
 ``python bench/phantom_truth.py maps CHECKPOINT`` prints, for each pathway, the AUROC of the attention, of raw
-co-expression, and the gain. ``python bench/phantom_truth.py removal CHECKPOINT --type "oligodendrocyte"`` knocks out the
+co-expression, and the gain. ``python bench/phantom_truth.py removal CHECKPOINT --type oligodendrocyte`` knocks out the
 marker genes of a type and prints precision and recall of the cells that are gone. Both make the phantom that
 ``--seed``, ``--size`` and ``--slices`` say, which the network should not have been trained on.
 """
@@ -42,9 +42,8 @@ def markers_of(name: str) -> list[str]:
 
 def score_pathways(phantom: Phantom, atlas: Atlas, checkpoint: Path) -> None:
     """Print a line a pathway and resolution."""
-    print(
-        f"{'pathway':<8} {'squares':<10} {'attention':>9} {'co-expr.':>9} {'sum':>6} {'gain':>7} {'shuffled':>9}   true places"
-    )
+    heads = ("attention", "co-expression", "sum", "gain", "shuffled")
+    print(f"{'pathway':<8} {'squares':<9}" + "".join(f"{head:>14}" for head in heads) + "   true places")
     slices, height, width = (atlas.shape[0], *(-(-side // BIN_SIZE) * BIN_SIZE for side in atlas.shape[1:]))
     for name, genes in PATHWAYS.items():
         source = MapSource(atlas, checkpoint, genes)
@@ -62,8 +61,9 @@ def score_pathways(phantom: Phantom, atlas: Atlas, checkpoint: Path) -> None:
         )
         for squares, planes in (("bins", (attention, expression, truth)), ("4x4 bins", coarse)):
             one = score_map(*planes)
-            figures = f"{one.attention:9.3f} {one.coexpression:9.3f} {one.expression:6.3f} {one.gain:+7.3f} {one.shuffled:9.3f}"
-            print(f"{name:<8} {squares:<10} {figures}   {one.positives:,} of {one.places:,}")
+            figures = (one.attention, one.coexpression, one.expression, one.gain, one.shuffled)
+            text = "".join(f"{figure:14.3f}" for figure in figures)
+            print(f"{name:<8} {squares:<9}{text}   {one.positives:,} of {one.places:,}")
 
 
 def score_type(phantom: Phantom, atlas: Atlas, checkpoint: Path, name: str, folder: Path, seeds: int) -> RemovalScore:

@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "phantom": Command("teramind.atlas.phantom.command", "make a phantom brain: an atlas whose truth is known"),
     "info": Command("teramind.atlas.info", "say what is in an atlas or a checkpoint"),
     "generate": Command("teramind.generate", "generate the tissue image of an atlas with a checkpoint"),
+    "train": Command("teramind.train.command", "train a network on atlases"),
     "estimate": Command("teramind.engine.estimate", "say what generating would take: time, memory, disk"),
     "evaluate": Command("teramind.evaluate.command", "compare generated images with the true ones: figures, report"),
     "interact": Command("teramind.interaction.interact", "map which genes attend to each other, and where"),

@@ -125,9 +125,14 @@ def run_options(**given: Any) -> Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments: names and defaults are those of ``generate``."""
     option = _adder(parser)
-    parser.add_argument("atlas", help="atlas store (teramind ingest makes one)")
-    parser.add_argument("output", help="folder to write, e.g. brain.ome.zarr")
-    parser.add_argument("--checkpoint", required=True, help="network: .safetensors, or the reference's .ckpt")
+    parser.add_argument("atlas", nargs="?", help="atlas store (teramind ingest makes one)")
+    parser.add_argument("output", nargs="?", help="folder to write, e.g. brain.ome.zarr")
+    parser.add_argument("--checkpoint", help="network: .safetensors, or the reference's .ckpt")
+    parser.add_argument(
+        "--demo",
+        metavar="FOLDER",
+        help="instead of all that: make a phantom brain, generate it with the network that comes along, and compare",
+    )
     add_run_options(parser)
     option("resume", "go on with an unfinished output", action="store_true")
     option("overwrite", "replace an output that is there", action="store_true")
@@ -174,8 +179,25 @@ def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    report = generate(**vars(arguments))
-    sys.stdout.write(report.summary() + "\n")
+    given = vars(arguments)
+    demo = given.pop("demo")
+    if demo is not None:
+        return _demonstrate(demo, given)
+    for name, what in (("atlas", "ATLAS"), ("output", "OUTPUT"), ("checkpoint", "--checkpoint FILE")):
+        if given[name] is None:
+            raise InputError(f"{what} is missing: give ATLAS OUTPUT --checkpoint FILE, or --demo FOLDER")
+    sys.stdout.write(generate(**given).summary() + "\n")
+    return 0
+
+
+def _demonstrate(folder: str, given: dict[str, Any]) -> int:
+    """The demonstration, with those of the command's options that mean something to it."""
+    from teramind.demo import demonstrate
+
+    if given["atlas"] is not None:
+        raise InputError(f"--demo makes its own atlas, but {given['atlas']} was given: leave out one of the two")
+    own = {name: given[name] for name in ("checkpoint", "steps", "device", "progress") if given[name] is not None}
+    sys.stdout.write(demonstrate(folder, **own).summary() + "\n")
     return 0
 
 

@@ -275,7 +275,7 @@ def fitted(names: Sequence[str], pairs: Sequence[Pair], patch: int) -> list[Base
         "mean": MeanBaseline(), "ridge": RidgeBaseline(), "nearest": NearestBaseline(patch)
     }  # fmt: skip
     if unknown := sorted(set(names) - set(kinds)):
-        raise InputError(f"there is no baseline {unknown[0]}; choose of {', '.join(NAMES)}")
+        raise InputError(f"there is no baseline {unknown[0]!r}; choose of {', '.join(NAMES)}")
     chosen = [kinds[name] for name in dict.fromkeys(names)]
     for baseline in chosen:
         baseline.fit(pairs)

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("report", "folder to write, with report.html and report.json", metavar="DIR")
     option("train", "atlas that the baselines learn from (default: the other half of ATLAS)", metavar="ATLAS.zarr")
     option("ceiling", "image or atlas of the same tissue, drawn anew from the same genes", metavar="IMAGE")
+    option("shuffled", "control generated from genes that were shuffled in space", metavar="IMAGE")
     parser.add_argument(
         "--baselines", nargs="*", choices=NAMES, default=defaults["baselines"], help="(default: all; none if empty)"
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 Figures = dict[str, float]
 
-SAMPLE, MEAN, BASELINE, CEILING, CHANCE = "sample", "mean", "baseline", "ceiling", "chance"
+SAMPLE, MEAN, BASELINE = "sample", "mean", "baseline"
+CEILING, CONTROL, CHANCE = "ceiling", "control", "chance"
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Row:
 
     Attributes:
         name: of the image.
-        kind: "sample", "mean" (of the samples), "baseline", "ceiling" or "chance".
+        kind: "sample", "mean" (of the samples), "baseline", "ceiling", "control" (from shuffled genes) or "chance".
         note: what to know of it.
         similarity: ``psnr`` in dB, ``ssim``, ``ms_ssim`` over all stains.
         stains: the same for each stain.

@@ -112,7 +112,7 @@ class Image:
 
     Attributes:
         source: its pixels.
-        kind: "truth", "sample", "mean", "ceiling" or "baseline".
+        kind: "truth", or that of its row in the evaluation.
         note: what the reader should know of it.
     """
 
@@ -280,9 +280,8 @@ def _end_slice(plan: Plan, result: Result, z: int, seed: int) -> None:
 
 def _calibration(plan: Plan, source: ImageSource) -> Iterator[Plane]:
     """Parts of an image to fit the segmentation to, the same places of every image: random ones with transcripts."""
-    side = min(_CALIBRATION_SIDE, plan.window)
     factor = reduction(plan.pixel_size)
-    windows = list(plan.extent.windows(side))
+    windows = list(plan.extent.windows(_CALIBRATION_SIDE))
     order = np.random.default_rng(0).permutation(len(windows))[:_MOST_LOOKED_AT].tolist()
     chosen = 0
     for number in order:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from teramind.evaluate.evaluation import BASELINE, CEILING, CHANCE, MEAN, Evaluation, Row
+from teramind.evaluate.evaluation import BASELINE, CEILING, CHANCE, CONTROL, MEAN, Evaluation, Row
 
 _RANK_WARNING = 2  # crops a feature below which a Frechet distance is mostly noise
 _EXPECTED_LOSS = 10 * math.log10(2)  # dB, see `_sampler`
@@ -66,10 +66,12 @@ def _chance(evaluation: Evaluation) -> Iterator[str]:
     for row in evaluation.of_kind(CHANCE):
         level, ceiling = row.nuclei["f1"], evaluation.of_kind(CEILING)
         ends = f", and at {ceiling[0].nuclei['f1']:.2f} the truth drawn anew from the same genes" if ceiling else ""
-        yield (
-            f"At an F1 of {level:.2f} stands chance: the true nuclei, displaced{ends}. An image made from genes that "
-            "were shuffled in space falls to this level."
-        )
+        yield f"At an F1 of {level:.2f} stands chance: the true nuclei, displaced{ends}."
+        for control in evaluation.of_kind(CONTROL):
+            yield (
+                f"The sample has an F1 of {evaluation.samples[0].nuclei['f1']:.2f}, and the image from shuffled genes "
+                f"has {control.nuclei['f1']:.2f}: what lies between is due to where the genes are."
+            )
 
 
 def _seams(evaluation: Evaluation) -> Iterator[str]:

@@ -15,7 +15,7 @@ from teramind.atlas.store import Atlas
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
 from teramind.evaluate.baselines import NAMES, Baseline, BaselineImage, fitted, shared_genes, training_pairs
-from teramind.evaluate.evaluation import BASELINE, CEILING, MEAN, SAMPLE, Evaluation
+from teramind.evaluate.evaluation import BASELINE, CEILING, CONTROL, MEAN, SAMPLE, Evaluation
 from teramind.evaluate.extras import required
 from teramind.evaluate.measure import Image, Plan, measure
 from teramind.evaluate.metrics.encoders import InceptionEncoder, TextureEncoder
@@ -39,6 +39,7 @@ def evaluate(
     *,
     train: AnyPath | None = None,
     ceiling: AnyPath | None = None,
+    shuffled: AnyPath | None = None,
     baselines: Sequence[str] = NAMES,
     segmentation: str = "watershed",
     segmentation_weights: AnyPath | None = None,
@@ -59,6 +60,8 @@ def evaluate(
         report: folder to write, with ``report.html`` and ``report.json``; a report that is there is replaced.
         train: atlas that the baselines learn from; without, they predict each half of the atlas from the other half.
         ceiling: an image, or an atlas, of the same tissue drawn anew from the same genes: the best that can be had.
+        shuffled: an image generated from the view of the atlas that ``shuffle_genes`` gives, as a control: its nuclei
+            are where they are by chance.
         baselines: of "mean", "ridge" and "nearest".
         segmentation: "watershed", or, if you have them, "cellpose" or "instanseg".
         segmentation_weights: file of the latter two.
@@ -106,10 +109,15 @@ def evaluate(
         if ceiling is not None:
             source = open_other(ceiling, atlas, stains, extent, "ceiling")
             images.append(Image(source, CEILING, f"the truth drawn anew from the same genes: {ceiling}"))
+        if shuffled is not None:
+            source = open_other(shuffled, atlas, stains, extent, "genes shuffled")
+            images.append(Image(source, CONTROL, f"generated from genes that were shuffled in space: {shuffled}"))
         pixels = extent.place.area * extent.depth * (1 + len(images))
         with tqdm(total=pixels, unit="px", unit_scale=True, disable=None if progress else True) as bar:
             result = measure(plan, truth, images, seed, bar.update)
-        evaluation = summarise(plan, result, samples, {"train": train, "ceiling": ceiling, "seed": seed})
+        evaluation = summarise(
+            plan, result, samples, {"train": train, "ceiling": ceiling, "shuffled": shuffled, "seed": seed}
+        )
         if folder is not None:
             folder.write(evaluation, plan, result)
         return evaluation

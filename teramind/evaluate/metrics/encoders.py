@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class InceptionEncoder:
         self._layers = _load_layers(Path(path))
         if spatial:
             try:
-                self._trunk = [self._layers.get_submodule(name) for name in self._TRUNK]
+                self._trunk = [operator.attrgetter(name)(self._layers) for name in self._TRUNK]
             except AttributeError as error:
                 raise InputError(f"{path} has no such layers as the spatial distance needs ({error})") from None
 

@@ -20,8 +20,8 @@ Labeller = Callable[[Plane], Labels]
 """(h, w) grey levels -> (h, w) number of the nucleus, 0 where there is none."""
 
 _BINS = 1024
-# Found on phantoms: F1 0.90 against the nuclei that were drawn and do not cover each other, at a precision of 0.98; with
-# the distance alone 0.88, with the brightness alone 0.84.
+# Found on phantoms: F1 0.90 against the nuclei that were drawn and do not cover each other, at a precision of 0.98;
+# with the distance alone 0.88, with the brightness alone 0.84.
 _BRIGHTNESS_UM = 6.0
 _CHROMATIN_UM = 0.6
 _NEARBY_UM = 4.0
@@ -137,7 +137,8 @@ class Watershed:
             return distance
         smoothed = ndimage.gaussian_filter(smoothed, _CHROMATIN_UM / pixel_size)  # chromocentres are no nuclei
         brightest = ndimage.maximum_filter(smoothed, size=2 * round(_NEARBY_UM / pixel_size) + 1)
-        return distance + _BRIGHTNESS_UM * (smoothed - dark) / np.maximum(brightest - dark, 1)
+        brightness: npt.NDArray[np.float32] = (smoothed - dark) / np.maximum(brightest - dark, 1)
+        return distance + _BRIGHTNESS_UM * brightness
 
     def _foreground(self, smoothed: Plane, level: float, pixel_size: float) -> npt.NDArray[np.bool_]:
         if self.threshold == "local":

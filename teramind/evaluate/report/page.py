@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image as Picture
 
 from teramind.engine.plan import Rectangle
-from teramind.evaluate.evaluation import CEILING, CHANCE, Evaluation, Row
+from teramind.evaluate.evaluation import CEILING, CHANCE, CONTROL, Evaluation, Row
 from teramind.evaluate.extras import required
 from teramind.evaluate.measure import Plan, Result
 from teramind.evaluate.report import plots
@@ -111,8 +111,8 @@ def _columns(evaluation: Evaluation) -> list[Column]:
 
 
 def _table(rows: list[Row], columns: list[Column]) -> list[dict[str, Any]]:
-    """Rows of texts; the best of each column, ceiling and chance aside, is marked."""
-    competing = [row for row in rows if row.kind not in (CEILING, CHANCE)]
+    """Rows of texts; the best of each column, ceiling, control and chance aside, is marked."""
+    competing = [row for row in rows if row.kind not in (CEILING, CONTROL, CHANCE)]
     best = []
     for column in columns:
         values = [column.value(row) for row in competing]

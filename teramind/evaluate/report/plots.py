@@ -6,19 +6,18 @@ import io
 import math
 from typing import Any
 
-from teramind.evaluate.evaluation import BASELINE, CEILING, CHANCE, MEAN, SAMPLE, Evaluation, Row
+from teramind.evaluate.evaluation import BASELINE, CEILING, CHANCE, CONTROL, MEAN, SAMPLE, Evaluation, Row
 from teramind.evaluate.extras import required
 
 TRUTH_COLOR = "#111111"
-_COLORS = {SAMPLE: "#c2410c", MEAN: "#ea9a63", CEILING: "#15803d"}
+_COLORS = {SAMPLE: "#c2410c", MEAN: "#ea9a63", CEILING: "#15803d", CONTROL: "#a8a29e"}
 _BASELINE_COLORS = ("#1d4ed8", "#0e7490", "#7c3aed", "#64748b")
 
 
 def shown_rows(evaluation: Evaluation) -> list[Row]:
-    """One sample, the mean, the ceiling and the baselines: what fits into a plot."""
-    kinds = (SAMPLE, MEAN, CEILING, BASELINE)
-    rows = {kind: evaluation.of_kind(kind) for kind in kinds}
-    return [*rows[SAMPLE][:1], *rows[MEAN], *rows[CEILING], *rows[BASELINE]]
+    """One sample, the mean, the ceiling, the baselines and the control: what fits into a plot."""
+    others = [row for kind in (MEAN, CEILING, BASELINE, CONTROL) for row in evaluation.of_kind(kind)]
+    return [*evaluation.samples[:1], *others]
 
 
 def size_plot(evaluation: Evaluation) -> bytes:
