@@ -31,6 +31,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command("teramind.train.command", "train a network on atlases"),
     "estimate": Command("teramind.engine.estimate", "say what generating would take: time, memory, disk"),
     "evaluate": Command("teramind.evaluate.command", "compare generated images with the true ones: figures, report"),
+    "interact": Command("teramind.interaction.interact", "map which genes attend to each other, and where"),
+    "perturb": Command("teramind.interaction.perturb", "change genes and see what changes in the tissue"),
     "export": Command("teramind.output.export", "write an image, or a part of it, as OME-Zarr 0.4 or OME-TIFF"),
 }
 

@@ -44,6 +44,7 @@ def generate(
     *,
     genes: str | os.PathLike[str] | Sequence[str] | None = None,
     missing_genes: Missing = "error",
+    map_genes: str | os.PathLike[str] | None = None,
     workers: int = 1,
     snapshot_minutes: float = 20.0,
     scratch: str | os.PathLike[str] | None = None,
@@ -76,6 +77,9 @@ def generate(
         genes: names in the order of the network's gene axis (a list, or a file with one a line), for checkpoints that
             carry none.
         missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
+        map_genes: CSV file of two columns that pairs the network's genes with those of an atlas of other names, for
+            instance of another species; or ``mouse_human_81``, the published panel's. Genes that the atlas lacks read
+            as zero.
         workers: on a CPU, how many tiles to work on at once.
         snapshot_minutes: time between snapshots that ``resume`` goes on from; 0 for none but at a signal.
         scratch: folder for state that does not fit in memory; the output's by default.
@@ -97,8 +101,8 @@ def generate(
     options = run_options(
         roi=roi, slices=slices, border=border, steps=steps, seed=seed, device=device, dtype=dtype,
         state_dtype=state_dtype, noise=noise, tile=tile, memory=memory, skip_below=skip_below, quantise=quantise,
-        genes=genes, missing_genes=missing_genes, workers=workers, snapshot_minutes=snapshot_minutes, scratch=scratch,
-        format=format, progress=progress,
+        genes=genes, missing_genes=missing_genes, map_genes=map_genes, workers=workers,
+        snapshot_minutes=snapshot_minutes, scratch=scratch, format=format, progress=progress,
     )  # fmt: skip
     return Job(atlas, checkpoint, Path(output), options).run(resume=resume, overwrite=overwrite)
 
@@ -158,6 +162,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     option("quantise", "to uint8", choices=("round", "truncate"))
     option("genes", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
     option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
+    option("map_genes", "pairs of the network's and the atlas' names for a gene, or mouse_human_81", metavar="FILE")
     option("workers", "tiles worked on at once on a CPU", type=int)
 
 

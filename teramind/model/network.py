@@ -24,6 +24,8 @@ from teramind.model.policy import policy_for
 
 Modulation = dict[ResidualBlock, Tensor]
 
+SLICE_PAIRS = ((0, 1), (1, 2), (2, 3))  # the gene slices of a window whose attention ``gene_attention`` gives
+
 
 class Encoded(NamedTuple):
     """What the decoder reads: one entry per patch, batched row-major."""
@@ -151,14 +153,11 @@ class TeraMind(nn.Module):
         Raises:
             InputError: for a network whose window is not of 4 gene slices: the maps are defined for those alone.
         """
-        if self.config.gene_slices != 4:
-            raise InputError(
-                f"gene attention is defined for networks with gene_slices=4; this one has {self.config.gene_slices}"
-            )
+        check_gene_attention(self.config)
         counts = self._cut_genes(genes)  # (N, G, 4, p, p)
         [block] = parts(self.rna_blocks[0])
         matrices = []
-        for kept in ((0, 1), (1, 2), (2, 3), (0, 1, 2, 3)):
+        for kept in (*SLICE_PAIRS, (0, 1, 2, 3)):
             mask = torch.zeros(4, dtype=counts.dtype, device=counts.device)
             mask[list(kept)] = 1
             matrices.append(block.attn.weights((counts * mask[:, None, None]).flatten(2)))
@@ -363,6 +362,18 @@ class TeraMind(nn.Module):
         if problems:
             raise InputError(f"the weights do not fit the network; {'; '.join(problems)}")
         self.load_state_dict(dict(state_dict))
+
+
+def check_gene_attention(config: ModelConfig) -> None:
+    """Attention between genes is told for pairs of the four gene slices of a window.
+
+    Raises:
+        InputError: the network's windows have another number.
+    """
+    if config.gene_slices != 4:
+        raise InputError(
+            f"gene attention is defined for networks with gene_slices=4; this one has {config.gene_slices}"
+        )
 
 
 def per_patch(modulation: Modulation, patches: int) -> Modulation:

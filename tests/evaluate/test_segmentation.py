@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from teramind.atlas.phantom import Phantom
 from teramind.engine.plan import Rectangle
@@ -165,3 +166,29 @@ def test_segmenters_that_are_not_there_are_said(tmp_path):
     if "cellpose" not in sys.modules:
         with pytest.raises(InputError, match="cellpose is not installed"):
             segmenter("cellpose", tmp_path)
+
+
+class FakeInstanSeg:
+    """Gives nuclei and cells, in this order."""
+
+    def __init__(self, model, verbosity):
+        assert isinstance(model, torch.jit.ScriptModule)
+        assert verbosity == 0
+
+    def eval_small_image(self, image, pixel_size, return_image_tensor):
+        assert image.shape == (1, 20, 20)
+        assert (pixel_size, return_image_tensor) == (0.5, False)
+        nuclei = torch.from_numpy(image > 50).int()
+        return torch.stack([nuclei, torch.ones_like(nuclei)], dim=1)
+
+
+def test_instanseg_gives_nuclei(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "instanseg", SimpleNamespace(InstanSeg=FakeInstanSeg))
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.1.2")
+    torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "instanseg.pt"))
+    found = segmenter("instanseg", tmp_path / "instanseg.pt")
+    plane = np.zeros((20, 20), np.float32)
+    plane[5:15, 5:15] = 100
+    nuclei = measure(found.calibrate([], 0.5)(plane), plane, 0.5)
+    assert nuclei.area.tolist() == [25.0]
+    assert found.describe() == {"name": "instanseg", "version": "0.1.2", "weights": "instanseg.pt"}

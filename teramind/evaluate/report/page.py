@@ -50,7 +50,7 @@ def render_page(evaluation: Evaluation, plan: Plan, result: Result) -> str:
     slice_shown, whole = overview(plan, result)
     zooms = [
         {
-            "picture": _inline(zoom_picture(plan, result, zoom)),
+            "picture": inline_png(zoom_picture(plan, result, zoom)),
             "percentile": zoom.percentile,
             "f1": f"{zoom.f1:.2f}",
             "where": f"slice {zoom.z}, px {_place(zoom.place)}",
@@ -67,15 +67,15 @@ def render_page(evaluation: Evaluation, plan: Plan, result: Result) -> str:
         every_sample=_table(evaluation.samples, columns) if len(evaluation.samples) > 1 else [],
         stains=_stain_table(evaluation),
         regions=_region_table(evaluation),
-        overview=_inline(whole),
+        overview=inline_png(whole),
         slice_shown=slice_shown,
         zooms=zooms,
         zoom_rule=ZoomChoice.rule,
         plots={
-            "f1": _inline(plots.f1_plot(evaluation)),
-            "size": _inline(plots.size_plot(evaluation)),
-            "slices": _inline(plots.slice_plot(evaluation)),
-            "seams": _inline(plots.seam_plot(evaluation)),
+            "f1": inline_png(plots.f1_plot(evaluation)),
+            "size": inline_png(plots.size_plot(evaluation)),
+            "slices": inline_png(plots.slice_plot(evaluation)),
+            "seams": inline_png(plots.seam_plot(evaluation)),
         },
         provenance=_provenance(evaluation),
     )
@@ -193,7 +193,7 @@ def _written(value: float, text: Callable[[float], str]) -> str:
     return "∞" if math.isinf(value) else text(value)
 
 
-def _inline(picture: Picture.Image | bytes) -> str:
+def inline_png(picture: Picture.Image | bytes) -> str:
     """A PNG as a data URI."""
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()
