@@ -69,9 +69,9 @@ def test_the_gradient_is_that_of_the_density():
     generator = torch.Generator().manual_seed(0)
     cells = torch.randn(37, 2, generator=generator, dtype=torch.float64)
     points = torch.randn(11, 2, generator=generator, dtype=torch.float64) * 3
-    points.requires_grad_()
-    log_density(points, cells, 0.3).sum().backward()
-    torch.testing.assert_close(log_density_gradient(points.detach(), cells, 0.3), points.grad)
+    step = 1e-5 * torch.eye(2, dtype=torch.float64)
+    rise = [log_density(points + way, cells, 0.3) - log_density(points - way, cells, 0.3) for way in step]
+    torch.testing.assert_close(log_density_gradient(points, cells, 0.3), torch.stack(rise, 1) / 2e-5, rtol=1e-6, atol=0)
 
 
 def lattice(generator, n, spacing=0.02, jitter=0.002):
