@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array, hstack
+from scipy.sparse import csr_array, hstack, vstack
 
 from teramind.errors import InputError
 
@@ -88,3 +88,33 @@ class Cells:
         wide = hstack([counts, csr_array((len(self), 1), dtype=counts.dtype)], format="csc")
         columns = [column.get(name, absent) for name in genes]
         return replace(self, counts=csr_array(wide[:, columns]), genes=tuple(genes))
+
+
+def join_cells(parts: Sequence[Cells]) -> Cells:
+    """All cells together, with the genes of any part; what a part lacks of labels is "", of genes is zero.
+
+    Raises:
+        InputError: there are no parts, or some have types, expression or sections and others do not.
+    """
+    if not parts:
+        raise InputError("there are no cells to join")
+    for name in ("types", "counts", "sections"):
+        if len({getattr(part, name) is None for part in parts}) > 1:
+            raise InputError(f"some of the cells to join have {name} and others have none")
+    genes = tuple(dict.fromkeys(name for part in parts for name in part.genes))
+    first = parts[0]
+    names = dict.fromkeys(name for part in parts for name in part.metadata)
+    return Cells(
+        positions=np.concatenate([part.positions for part in parts]),
+        types=None if first.types is None else np.concatenate([part.require_types("joining") for part in parts]),
+        counts=None if first.counts is None else _stacked([part.with_genes(genes) for part in parts]),
+        genes=genes,
+        sections=None if first.sections is None else np.concatenate([part.sections for part in parts]),
+        metadata={
+            name: np.concatenate([part.metadata.get(name, np.full(len(part), "")) for part in parts]) for name in names
+        },
+    )
+
+
+def _stacked(parts: Sequence[Cells]) -> csr_array:
+    return csr_array(vstack([part.require_counts("joining") for part in parts], format="csr"))
