@@ -28,7 +28,7 @@ def betas() -> NDArray[np.float64]:
 
 def alphas_cumprod() -> NDArray[np.float64]:
     """abar_t, (70,)."""
-    return np.cumprod(1 - betas())
+    return np.cumprod(1 - betas(), dtype=np.float64)
 
 
 class Schedule:

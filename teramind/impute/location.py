@@ -8,7 +8,6 @@ hole of any shape is filled by sampling the plane and keeping what falls into it
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from teramind.errors import ComputationError, InputError
 from teramind.impute.cells import Cells
 from teramind.impute.diffusion import TIMESTEPS, Schedule, add_noise
+from teramind.impute.features import LARGEST, waves
 from teramind.impute.interpolation import BetweenSlices
 from teramind.impute.model_files import read_tensors, write_tensors
 from teramind.impute.planes import Plane, plane_basis
@@ -30,7 +30,6 @@ from teramind.impute.sections import find_sections
 from teramind.impute.training import TrainingOptions, describe, train
 
 KIND = "locations"
-LARGEST = 4.0  # positions, in units of the scale, are clipped to this before their features are taken
 TIME_FREQUENCIES = 16
 HIGHEST_TIME_FREQUENCY = 100.0  # radians over all of the diffusion; more would tell apart what rounding blurs
 
@@ -67,15 +66,8 @@ class LocationNet(nn.Module):
     def forward(self, x: Tensor, plane: Tensor, t: Tensor) -> Tensor:
         """X (n, 2) noisy positions, plane (n, 4) normals and offsets, t (n,) timesteps -> noise (n, 2)."""
         angles = (t / TIMESTEPS)[:, None] * self.times  # n, 16
-        features = [x, _waves(x, self.octaves), plane, _waves(plane[:, 3:], self.octaves), angles.sin(), angles.cos()]
+        features = [x, waves(x, self.octaves), plane, waves(plane[:, 3:], self.octaves), angles.sin(), angles.cos()]
         return self.layers(torch.cat(features, dim=1))  # n, 2
-
-
-def _waves(values: Tensor, octaves: int) -> Tensor:
-    """(n, 2 * d * octaves) sines and cosines of values (n, d), the longest with a period of twice the clipped range."""
-    frequency = math.pi / LARGEST * 2.0 ** torch.arange(octaves, device=values.device)
-    angles = (values.clamp(-LARGEST, LARGEST)[..., None] * frequency).flatten(1)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 Guide = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
