@@ -98,6 +98,12 @@ def match_genes(
         )
     used = set(column.values())
     unused = [name for name, index in place.items() if index not in used]
+    _list(mapped, absent, unused)
+    return Panel(names, np.array([column.get(name, -1) for name in names]), absent, unused, mapped)
+
+
+def _list(mapped: Mapping[str, str], absent: Sequence[str], unused: Sequence[str]) -> None:
+    """Say what was made of which gene."""
     if mapped:
         listed = ", ".join(f"{name} = {theirs}" for name, theirs in mapped.items())
         logger.info("%d genes are matched by the table: %s", len(mapped), listed)
@@ -105,4 +111,3 @@ def match_genes(
         logger.warning("%d genes are not in the atlas and read as zero: %s", len(absent), ", ".join(absent))
     if unused:
         logger.info("%d genes of the atlas are not used by the network: %s", len(unused), ", ".join(unused))
-    return Panel(names, np.array([column.get(name, -1) for name in names]), absent, unused, mapped)

@@ -159,13 +159,13 @@ def parse_changes(
 
 
 class ChangedAtlas(Atlas):
-    """An atlas whose genes are changed in an area; everything else is that of the store.
+    """An atlas whose genes are changed in an area; everything else is as before.
 
-    ``count_window`` is the store's on purpose: it decides which tiles are skipped as empty, and these must be the same
+    ``count_window`` is as before on purpose: it decides which tiles are skipped as empty, and these must be the same
     with and without the change.
 
     Args:
-        atlas: the store.
+        atlas: without the change: a store, or another view of one.
         changes: done one after the other.
         area: where.
 
@@ -175,23 +175,30 @@ class ChangedAtlas(Atlas):
 
     def __init__(self, atlas: Atlas, changes: Sequence[Change], area: Area) -> None:
         super().__init__(atlas.path, atlas.metadata, zarr.open_group(atlas.path, mode="r"))
+        self._before = atlas
         self._changes = [(change, gene_indices(change.genes, atlas.genes)) for change in changes]
         self._area = area
 
     @property
     def fingerprint(self) -> str:
         """Hash of what is in the store and of what is changed."""
-        described = "\n".join([super().fingerprint, self._area.name, *(str(change) for change, _ in self._changes)])
+        described = "\n".join(
+            [self._before.fingerprint, self._area.name, *(str(change) for change, _ in self._changes)]
+        )
         return hashlib.sha256(described.encode()).hexdigest()
 
     def gene_window(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> Counts:
         """See ``Atlas.gene_window``."""
-        counts = super().gene_window(z0, z1, y0, y1, x0, x1)
+        counts = self._before.gene_window(z0, z1, y0, y1, x0, x1)
         bins = self._area.mask(z0, z1, y0, y1, x0, x1)
         inside, corner = self._inside(z0, z1, y0, y1, x0, x1)
         for change, genes in self._changes:
             change.apply([counts[gene][inside] for gene in genes], bins[inside], corner)
         return counts
+
+    def count_window(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.uint32]:
+        """See ``Atlas.count_window``; without the change."""
+        return self._before.count_window(z0, z1, y0, y1, x0, x1)
 
     def _inside(
         self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int

@@ -46,7 +46,7 @@ class MapScore:
         attention: AUROC of the attention-weighted expression, summed over the genes.
         coexpression: AUROC of raw co-expression, the product of the genes' counts.
         expression: AUROC of raw expression, the sum of the genes' counts.
-        gain: of attention over co-expression.
+        gain: of attention over the better of the two: a product is 0 in most bins, and a sum is not co-expression.
         shuffled: AUROC of the attention of other places: 0.5 but for its sampling error.
         places: how many were judged.
         positives: how many of them are true.
@@ -75,12 +75,13 @@ def score_map(
     generator = np.random.default_rng(seed)
     shuffled = [auroc(generator.permutation(attention.ravel()), truth.ravel()) for _ in range(SHUFFLES)]
     together = auroc(np.prod(expression.astype(np.float64), axis=0), truth)
+    either = auroc(expression.sum(axis=0, dtype=np.float64), truth)
     of_attention = auroc(attention, truth)
     return MapScore(
         attention=of_attention,
         coexpression=together,
-        expression=auroc(expression.sum(axis=0, dtype=np.float64), truth),
-        gain=of_attention - together,
+        expression=either,
+        gain=of_attention - max(together, either),
         shuffled=float(np.mean(shuffled)),
         places=truth.size,
         positives=int(np.count_nonzero(truth)),

@@ -98,6 +98,14 @@ def test_changes_are_done_one_after_the_other(atlas):
     ]
 
 
+def test_views_of_views(atlas):
+    first = view(atlas, SetGene("Th", 5))
+    second = view(first, SwapGenes("Th", "Nr4a2"))
+    assert second.gene_window(0, 1, 0, 16, 0, 16)[3].item() == 5
+    assert second.fingerprint != view(atlas, SwapGenes("Th", "Nr4a2")).fingerprint
+    assert np.array_equal(second.count_window(*WHOLE), atlas.count_window(*WHOLE))
+
+
 def test_two_changes_have_two_fingerprints(atlas):
     views = [
         atlas, view(atlas, SetGene("Th", 0)), view(atlas, SetGene("Th", 1)), view(atlas, ScaleGene("Th", 0)),
