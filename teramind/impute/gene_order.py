@@ -1,8 +1,8 @@
 """The order in which genes are written down: regulators before what they regulate.
 
 Expression is generated gene by gene, so each gene should follow those that act on it. In a network without loops that
-is a topological order; loops are cut at few edges, by a greedy heuristic (Eades, Lin and Smyth 1993). All ties are broken
-by degree and name, so that the order depends on the network alone.
+is a topological order; loops are cut at few edges, by a greedy heuristic (Eades, Lin and Smyth 1993). All ties are
+broken by degree and name, so that the order depends on the network alone.
 """
 
 from __future__ import annotations

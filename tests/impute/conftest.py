@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from synthetic_brain import CENTRE, Brain, coronal_series
+from synthetic_brain import CENTRE, Brain, coronal_series, regulatory_edges
 
 from teramind.impute.cells import join_cells
 from teramind.impute.density import TissueDensity
+from teramind.impute.expression import ExpressionConfig, train_expression
+from teramind.impute.gene_order import order_genes
 from teramind.impute.location import LocationConfig, train_locations
 from teramind.impute.planes import Plane
 from teramind.impute.training import TrainingOptions
@@ -57,3 +59,10 @@ def location_model(measured):
 @pytest.fixture(scope="session")
 def middle_of_brain():
     return np.asarray(CENTRE)
+
+
+@pytest.fixture(scope="session")
+def expression_model(brain, measured):
+    options = TrainingOptions(steps=300, batch=64, learning_rate=8e-3, seed=2)
+    order = order_genes(brain.genes, [(source, target) for source, target, _ in regulatory_edges(brain)])
+    return train_expression(measured, options, config=ExpressionConfig(width=32, dropout=0.0), order=order)
