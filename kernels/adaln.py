@@ -20,7 +20,7 @@ from teramind.kernels.language import (
 )
 from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
 from teramind.kernels.layout import pairs, spread
-from teramind.kernels.norms import EPSILON, rms_factor, rms_norm, wide_type
+from teramind.kernels.norms import EPSILON, is_composed, rms_factor, rms_norm, wide_type
 
 MAX_CHANNELS = 4096  # a half-resolution voxel's channels are held in registers three times
 
@@ -29,7 +29,7 @@ MAX_CHANNELS = 4096  # a half-resolution voxel's channels are held in registers 
 
 def adaptive_norm_reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``adaptive_norm`` in plain torch."""
-    if torch.is_grad_enabled():
+    if is_composed():
         return (pairs(rms_norm(x, weight)) * (1 + spread(scale)) + spread(shift)).reshape(x.shape)
     normed = x * rms_factor([x], None)  # (N, H, W, Z, C)
     gain = weight.flatten() * (1 + scale.to(wide_type(x)))  # (N, H/2, W/2, Z, C)

@@ -56,8 +56,8 @@ def use_triton(
     Raises:
         InputError: the kernels were asked for by name and cannot run, or the choice is none.
     """
-    if implementation == "reference":
-        return False
+    if implementation == "reference" or (implementation is None and torch.compiler.is_compiling()):
+        return False  # torch.compile makes kernels of its own from the references
     if implementation not in (None, "triton"):
         raise InputError(f"implementation is {implementation!r}; it has to be None, 'triton' or 'reference'")
     verdict = _not_forbidden()

@@ -28,7 +28,7 @@ from teramind.kernels.language import (
 )
 from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
 from teramind.kernels.layout import concatenated, pairs, shift, spread
-from teramind.kernels.norms import EPSILON, rms_factor, rms_norm, silu_in_place
+from teramind.kernels.norms import EPSILON, is_composed, rms_factor, rms_norm, silu_in_place
 
 MAX_CHANNELS = 8192  # a voxel's channels are held in registers together
 
@@ -46,7 +46,7 @@ def gather_norm_silu_reference(
 ) -> tuple[Tensor, Tensor | None]:
     """``gather_norm_silu`` in plain torch. Inference does not build a concatenation that is not asked for."""
     parts = [shift(part) if part.ndim == 6 else part for part in features]
-    if torch.is_grad_enabled():
+    if is_composed():
         joined = concatenated(parts, genes)
         activated = F.silu(rms_norm(joined, weight))
     else:

@@ -21,7 +21,7 @@ from teramind.kernels.language import (
     voxel_of,
 )
 from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
-from teramind.kernels.norms import EPSILON, normalise, silu_in_place, wide_type
+from teramind.kernels.norms import EPSILON, is_composed, normalise, silu_in_place, wide_type
 
 MAX_CHANNELS = 8192  # a voxel's channels are held in registers together
 
@@ -34,7 +34,7 @@ def modulated_silu_reference(
     """``modulated_silu`` in plain torch."""
     scale, shift = (part[:, None, None, None].to(wide_type(x)) for part in (scale, shift))  # (N, 1, 1, 1, C)
     normed = normalise(x, weight.flatten() * (1 + scale), shift)  # (N, H, W, Z, C)
-    if torch.is_grad_enabled():
+    if is_composed():
         return F.silu(normed.to(x.dtype))
     return silu_in_place(normed, x.dtype, planes)
 

@@ -1,7 +1,7 @@
 """RMSNorm in plain torch: what the references of the normalising operations share.
 
-There are two bodies with one result: one that carries gradients, and one for inference that goes over memory as few
-times as torch's operators allow. Statistics are in float32, of float64 values in float64.
+There are two bodies with one result: a plain composition, which carries gradients and which torch.compile fuses, and
+one that goes over memory as few times as torch's operators allow. Statistics are in float32, of float64 in float64.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from torch.autograd.function import once_differentiable
 from teramind.kernels.layout import pairs, spread
 
 EPSILON = 1e-6
+
+
+def is_composed() -> bool:
+    """Whether references are to be plain compositions of differentiable operators."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 class _Normalise(torch.autograd.Function):
@@ -56,7 +61,7 @@ class _Normalise(torch.autograd.Function):
 
 def normalise(x: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
     """``RMSNorm(x) * gain + shift`` in ``wide_type(x)``: x (N, ..., C), gain and shift (N, 1, ..., 1, C) or (C,)."""
-    if not torch.is_grad_enabled():
+    if not is_composed():
         return _scale_and_shift(x, rms_factor([x], None), gain, shift)
     channels, wide = x.shape[-1], wide_type(x)
     flat = [None if value is None else value.to(wide).reshape(-1, 1, channels) for value in (gain, shift)]

@@ -91,7 +91,7 @@ class Conv(Kernel):
 
     def channel_multiple(self, x: Tensor) -> int:
         """What the number of channels of an input on the device of ``x`` is best filled up to a multiple of."""
-        return 8 if policy_for(x.device).fills_channels and keeps_weights() else 1
+        return 8 if policy_for(x.device).fills_channels and not torch.is_grad_enabled() else 1
 
     def _is_plane_by_plane(self, slices: int) -> bool:
         """Whether no slice reads another."""
