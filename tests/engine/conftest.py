@@ -117,8 +117,8 @@ class Toy:
     def fetch(self, result):
         return result
 
-    def __call__(self, batch, step, _names):
-        states, genes = batch
+    def __call__(self, sent, step, _name):
+        states, genes = sent
         time.sleep(self.seconds)
         if self.hook:
             self.hook(next(self.units))
