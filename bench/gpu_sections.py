@@ -279,7 +279,7 @@ def step() -> Iterator[Found]:
 
 def measure_baseline(side: int) -> float:
     net = network()
-    x, genes = region(net.config, side)
+    x, genes = region(net.config, side, DEVICE)
     t = torch.full((1,), 603, device=DEVICE)
     plain = PlainNetwork(net.config, net.state_dict())
     with torch.autocast(DEVICE, torch.float16):
@@ -290,7 +290,7 @@ def measure_step(net: TeraMind, tile: int, dtype: str, baseline: float, how: str
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     net = net.to(getattr(torch, dtype))
-    x, genes = region(net.config, tile)
+    x, genes = region(net.config, tile, DEVICE)
     t = torch.full((1,), 603, device=DEVICE)
 
     def work() -> Tensor:
@@ -342,7 +342,7 @@ def network() -> TeraMind:
     return net
 
 
-def region(config: ModelConfig, side: int, device: str = DEVICE) -> tuple[Tensor, Tensor]:
+def region(config: ModelConfig, side: int, device: str) -> tuple[Tensor, Tensor]:
     """A noisy image and counts of a tile with its rim."""
     padded = side + PATCH
     x = torch.randn(1, config.stains, config.slices, padded, padded, device=device)
@@ -386,7 +386,7 @@ def run_of(case: Case, arguments: Any, options: Any, implementation: str) -> Cal
 def compiled_step() -> Iterator[Found]:
     """The candidate: torch.compile of the whole network, kernels of its own; it derives its weights at each call."""
     net = network().to(torch.bfloat16)
-    x, genes = region(net.config, TILE)
+    x, genes = region(net.config, TILE, DEVICE)
     t = torch.full((1,), 603, device=DEVICE)
     run = torch.compile(net, fullgraph=True)
     run(x, t, genes)
@@ -398,7 +398,7 @@ def compiled_step() -> Iterator[Found]:
 def profile() -> Iterator[Found]:
     """Where a step's time goes: printed, the longest first."""
     net = network().to(torch.bfloat16)
-    x, genes = region(net.config, TILE)
+    x, genes = region(net.config, TILE, DEVICE)
     t = torch.full((1,), 603, device=DEVICE)
     for _ in range(3):
         net(x, t, genes)
