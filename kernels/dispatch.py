@@ -68,7 +68,9 @@ def use_triton(
     if implementation == "triton" and not verdict.ok:
         raise InputError(f"{operation} cannot run on its Triton kernels: {verdict.reason}")
     if not verdict.ok:
-        _log_once(operation, verdict.reason)
+        # Nobody who has no GPU wants to read so of every operation of every run.
+        expected = tensors[0].device.type == "cpu"
+        _log_once(operation, verdict.reason, logging.DEBUG if expected else logging.INFO)
     return verdict.ok
 
 
@@ -119,5 +121,5 @@ def _not_forbidden() -> Verdict:
 
 
 @functools.cache
-def _log_once(operation: str, reason: str) -> None:
-    logger.info("%s runs on its plain-torch reference: %s", operation, reason)
+def _log_once(operation: str, reason: str, level: int) -> None:
+    logger.log(level, "%s runs on its plain-torch reference: %s", operation, reason)

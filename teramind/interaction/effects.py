@@ -47,22 +47,30 @@ class Zones:
     def masks(self, z: int, place: Rectangle) -> dict[str, _Mask]:
         """Zone -> (h, w) pixels of a place in a slice that are in it."""
         whole = snapped_outward(place, BIN_SIZE)
-        bins = {} if self.main == EVERYWHERE else {CHANGED: self._area.mask(z, z + 1, *whole)[0]}
-        if self._labels:
-            labels = self._atlas.region_window(z, z + 1, *whole)[0]
-            bins |= {name: labels == label for name, label in self._labels.items()}
         rows = slice(place.y0 - whole.y0, place.y1 - whole.y0)
         columns = slice(place.x0 - whole.x0, place.x1 - whole.x0)
-        masks = {EVERYWHERE: np.ones(place.shape, bool)}
-        for name, mask in bins.items():
-            masks[name] = mask.repeat(BIN_SIZE, axis=0).repeat(BIN_SIZE, axis=1)[rows, columns]
-        return masks
+        return {
+            name: bins.repeat(BIN_SIZE, axis=0).repeat(BIN_SIZE, axis=1)[rows, columns]
+            for name, bins in self._bins(z, whole).items()
+        }
 
     def holding(self, z: int, extent: Rectangle, nuclei: Nuclei) -> dict[str, _Mask]:
         """Zone -> which nuclei of a slice have their centroid in it."""
-        y, x = ((axis / self._atlas.pixel_size).astype(np.int64) for axis in (nuclei.y, nuclei.x))
-        inside = self.masks(z, extent)
-        return {name: mask[y - extent.y0, x - extent.x0] for name, mask in inside.items()}
+        whole = snapped_outward(extent, BIN_SIZE)
+        side = BIN_SIZE * self._atlas.pixel_size
+        row = (nuclei.y / side).astype(np.int64) - whole.y0 // BIN_SIZE
+        column = (nuclei.x / side).astype(np.int64) - whole.x0 // BIN_SIZE
+        return {name: bins[row, column] for name, bins in self._bins(z, whole).items()}
+
+    def _bins(self, z: int, whole: Rectangle) -> dict[str, _Mask]:
+        """Zone -> (h, w) bins of a rectangle of whole bins."""
+        bins = {EVERYWHERE: np.ones([side // BIN_SIZE for side in whole.shape], bool)}
+        if self.main != EVERYWHERE:
+            bins[self.main] = self._area.mask(z, z + 1, *whole)[0]
+        if self._labels:
+            labels = self._atlas.region_window(z, z + 1, *whole)[0]
+            bins |= {name: labels == label for name, label in self._labels.items()}
+        return bins
 
 
 @dataclass

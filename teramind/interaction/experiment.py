@@ -169,6 +169,8 @@ class Experiment:
         bounds = self.area.bounds()
         if bounds is None:
             return None
+        if not bounds.area:
+            raise InputError(f"{self.area.name} has no bins in the atlas: there is nothing to change")
         _, height, width = self.atlas.shape
         y0, y1, x0, x1 = bounds
         grown = Rectangle(y0 - self.reach, y1 + self.reach, x0 - self.reach, x1 + self.reach)

@@ -124,7 +124,8 @@ def interact(
     if chosen is not None:
         under = _underlay(atlas, image, nuclear_stain)
         source = MapSource(atlas, checkpoint, chosen.genes, **question)
-        made = _map(source, chosen, Path(output), under, shown_slices, (resume, overwrite, progress))
+        how = {"resume": resume, "overwrite": overwrite, "progress": progress}
+        made = _map(source, chosen, Path(output), under, shown_slices, **how)
     if top_partners is not None:
         source = MapSource(atlas, checkpoint, [top_partners], **question)
         partners = find_partners(source, permutations=permutations, seed=seed, progress=progress)
@@ -139,18 +140,12 @@ def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str) ->
 
 
 def _map(
-    source: MapSource,
-    pathway: Pathway,
-    folder: Path,
-    underlay: Underlay | None,
-    shown: int,
-    how: tuple[bool, bool, bool],
+    source: MapSource, pathway: Pathway, folder: Path, underlay: Underlay | None, shown: int, **how: bool
 ) -> Interaction:
     """Maps, statistics and page of a pathway."""
     for library in ("matplotlib", "jinja2"):  # hours before they are used
         required(library)
-    resume, overwrite, progress = how
-    report = write_maps(source, folder / MAPS, resume=resume, overwrite=overwrite, progress=progress)
+    report = write_maps(source, folder / MAPS, **how)
     maps = MapImage(folder / MAPS)
     statistics = pathway_statistics(maps)
     write_table(folder / STATISTICS, statistics.rows())

@@ -58,7 +58,7 @@ def test_without_triton_the_references_run():
 
 
 def test_automatic_choice_falls_back_and_says_why_once(caplog):
-    with caplog.at_level(logging.INFO, logger="teramind.kernels.dispatch"):
+    with caplog.at_level(logging.DEBUG, logger="teramind.kernels.dispatch"):
         for _ in range(3):
             modulated_silu(*ARGUMENTS)
     assert [record.getMessage() for record in caplog.records] == [
