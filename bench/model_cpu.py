@@ -62,6 +62,7 @@ def measure(what: str, dtype: str, file: Path) -> None:
     net = network(getattr(torch, dtype))
     run = net if what == "teramind" else PlainNetwork(net.config, net.state_dict()).step
     if what == "teramind":
+        net.give_up_weights()  # as the engine does
         run(*region(64))
     inputs = region(SIDE)
     wall, processor = [], []

@@ -69,7 +69,7 @@ class NetworkDenoiser:
     update stay in float32.
 
     Args:
-        net: the network; moved to the device and cast.
+        net: the network; moved to the device, cast, and for prediction alone from then on.
         device: where it runs.
         dtype: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on a GPU.
         steps: DDIM steps.
@@ -92,6 +92,7 @@ class NetworkDenoiser:
             raise InputError(f"state_dtype is {state_dtype!r}; it has to be float16 or float32")
         self.device = torch.device(device)
         self.net = net.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        self.net.give_up_weights()
         self.schedule = DDIMSchedule(steps)
         self.steps = steps
         self.state_dtype = np.dtype(state_dtype)

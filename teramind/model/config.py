@@ -44,7 +44,8 @@ class ModelConfig:
         even = _is_positive_int(self.base_channels) and self.base_channels % 2 == 0
         self._require(even, "base_channels", "a positive even integer")
         four = len(self.channel_mult) == 4 and all(map(_is_positive_int, self.channel_mult))
-        self._require(four, "channel_mult", "four positive integers")
+        # The last norm and convolution, as published, are of C channels: those of the level at full resolution.
+        self._require(four and self.channel_mult[0] == 1, "channel_mult", "four positive integers, the first of them 1")
         self._require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         self._require(self.attention_keys in ATTENTION_KEYS, "attention_keys", f"one of {ATTENTION_KEYS}")
 
