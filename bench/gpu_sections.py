@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby, product
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from gpu_setting import (
@@ -126,14 +127,13 @@ def errors_of_network(name: str, dtype: torch.dtype) -> list[str]:
     expected = fixture["eps_boundary_t603"]
     wrong = []
     for how in ("", "reference") if dtype == torch.float32 else ("",):
-        os.environ["TERAMIND_KERNELS"] = how
-        eps = net(*inputs).float().cpu()
+        with mock.patch.dict(os.environ, TERAMIND_KERNELS=how):
+            eps = net(*inputs).float().cpu()
         if dtype == torch.float32:
             error, bound = relative_error(eps, expected), ONE_PASS
         else:
             error, bound = float((eps - expected).square().mean().sqrt() / expected.std()), HALF_RMS[dtype]
         wrong += judged(f"{name}, {dtype}, {how or 'kernels'}", error, bound)
-    os.environ["TERAMIND_KERNELS"] = ""
     if dtype == torch.float32 and "ddim_final" in fixture.arrays:
         final = sample(net, fixture["ddim_genes"], noise=fixture["ddim_noise"], tile=64)
         wrong += judged(f"{name}, 15 steps", relative_error(final.cpu(), fixture["ddim_final"]), AFTER_DDIM)
@@ -270,9 +270,9 @@ def step() -> Iterator[Found]:
     yield measure_step(net, tile, "bfloat16", baseline)
     yield measure_step(net, tile, "float16", baseline)
     yield measure_step(net, tile, "bfloat16", baseline, how="launched one by one")
-    os.environ["TERAMIND_KERNELS"] = "reference"
-    yield measure_step(net, tile, "bfloat16", baseline, how="references")
-    os.environ["TERAMIND_KERNELS"] = ""
+    with mock.patch.dict(os.environ, TERAMIND_KERNELS="reference"):
+        references = measure_step(net, tile, "bfloat16", baseline, how="references")
+    yield references
     for other, dtype in product(SETTING.other_tiles, HALF):
         yield measure_step(net, other, dtype, baseline)
     yield measure_step(net, min((tile, *SETTING.other_tiles)), "float32", baseline)

@@ -111,8 +111,7 @@ def test_convolutions_are_found_in_the_network(monkeypatch):
     ("section", "count"), [("ceilings", 3), ("convolutions", 12), ("step", 8), ("kernels", 26), ("profile", 0)]
 )
 @torch.no_grad()
-def test_sections_run(monkeypatch, section, count):
-    monkeypatch.setenv("TERAMIND_KERNELS", "")
+def test_sections_run(section, count):
     found = list(gpu.SECTIONS[section]())
     assert len(found) == count
     assert all(one.rate > 0 for one in found if isinstance(one, Ceiling))
@@ -121,7 +120,6 @@ def test_sections_run(monkeypatch, section, count):
 
 @torch.no_grad()
 def test_parity_is_checked_and_a_wrong_kernel_is_red(monkeypatch):
-    monkeypatch.setenv("TERAMIND_KERNELS", "")
     assert gpu_sections.parity_of_network("pyramid", torch.float32) == Parity("network", "")
     monkeypatch.setattr(gpu_sections, "ONE_PASS", 1e-12)
     assert "pyramid, torch.float32, kernels" in gpu_sections.parity_of_network("pyramid", torch.float32).wrong
