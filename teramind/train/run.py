@@ -20,7 +20,7 @@ from teramind.engine.lock import OutputLock
 from teramind.engine.panel import match_genes
 from teramind.engine.sizes import parse_bytes
 from teramind.errors import InputError
-from teramind.files import appears_whole
+from teramind.files import appears_whole, remove_leftovers
 from teramind.model.checkpoint import load_checkpoint
 from teramind.model.config import ModelConfig
 from teramind.model.network import TeraMind
@@ -30,8 +30,9 @@ from teramind.train.distributed import Processes, processes
 from teramind.train.evaluation import HeldOut, Pictures
 from teramind.train.initialize import STARTS, start_fast
 from teramind.train.loading import Loader, share
+from teramind.train.logs import NAME as LOG
 from teramind.train.logs import Log
-from teramind.train.loop import Loop, Report
+from teramind.train.loop import CHECKPOINT, Loop, Report
 from teramind.train.objective import Objective, loss_weights
 from teramind.train.optimizer import make_optimizer
 from teramind.train.options import GIVEN_BY_DATA, MAY_CHANGE, Options, check_names
@@ -182,11 +183,24 @@ def _prepare(output: Path, data: Data, options: Options, *, resume: bool) -> Non
             raise InputError(f"{output} is there already: go on with it by --resume, or choose another name")
         if not path.is_file():
             raise InputError(f"{output} is no training: it has no {CONFIG}")
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _begun(path)
         for section, mine in identity.items():
             _compare(begun.get(section, {}), mine, output)
+        for written in (CONFIG, STATE, CHECKPOINT, LOG):
+            remove_leftovers(output / written)
     with appears_whole(path) as partial:
         partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """The sections of a run's configuration."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); begin anew in another folder") from error
+    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        raise InputError(f"{path} is no configuration of a training; begin anew in another folder")
+    return content
 
 
 def _compare(begun: Mapping[str, Any], mine: Mapping[str, Any], output: Path) -> None:
