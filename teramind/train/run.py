@@ -120,6 +120,8 @@ class Data:
         share_held_out, other = _held_out(options.held_out)
         atlases = [Atlas.open(path) for path in paths]
         opened = atlases + ([Atlas.open(other)] if other else [])
+        if other and opened[-1].fingerprint in [atlas.fingerprint for atlas in atlases]:
+            logger.warning("%s is also trained on: the error on it is no test", other)
         check_alike(opened)
         genes = panel_of(opened, options.genes)
         check_names(model, "model fields", [name for name in ModelConfig().to_dict() if name not in GIVEN_BY_DATA])

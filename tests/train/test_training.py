@@ -324,6 +324,11 @@ def test_another_configuration_is_refused(atlas_path, model, options, whole, cha
     assert (whole / "config.json").read_bytes() == before
 
 
+def test_a_test_on_what_is_learned_is_no_test(tmp_path, atlas_path, model, options, caplog):
+    train([atlas_path], tmp_path / "run", options(steps=0, held_out=str(atlas_path)), model)
+    assert "atlas.zarr is also trained on: the error on it is no test" in caplog.text
+
+
 def test_another_atlas_is_refused(tmp_path, write_atlas, model, options, whole):
     other = write_atlas(tmp_path / "other.zarr", seed=9)
     with pytest.raises(InputError, match="another value of atlases"):
