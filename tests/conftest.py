@@ -12,6 +12,15 @@ import torch
 from parity_data import Fixture, relative_error
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums in one order, whatever the machine; and small networks spend more time on waking threads than these save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def parity():
     cache = {}
