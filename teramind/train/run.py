@@ -225,7 +225,8 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
             f"part(s); use a multiple of {parts}"
         )
     crops = Crops(data.training, data.config, options.seed, Stream.TRAINING, options.region, options.context)
-    learner = make_learner(data, options, own.device)
+    goes_on = resume and (output / STATE).exists()
+    learner = make_learner(data, options, own.device, goes_on=goes_on)
     if options.compile:
         learner.net.compile(dynamic=False)
     weights = loss_weights(options.loss, options.gamma, options.cap, options.deviation)
@@ -239,7 +240,7 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
         logger.info("%s weights; %s", f"{sum(map(torch.numel, learner.net.parameters())):,}", data.describe())
         pictures = Pictures(data.picture, data.atlases[0].stains, data.atlases[0].pixel_size, output / SAMPLES)
         _prepare(output, data, options, resume=resume)
-    progress = load_state(output, learner) if resume and (output / STATE).exists() else Progress()
+    progress = load_state(output, learner) if goes_on else Progress()
     make = share(crops, options.batch, parts, own.rank * options.accumulate, options.accumulate)
     with ExitStack() as stack:
         log = stack.enter_context(closing(Log(output, progress.step))) if own.first else None
@@ -247,15 +248,15 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
         yield Loop(output, options, learner, objective, loader, own, progress, log, held_out, pictures, data.about())
 
 
-def make_learner(data: Data, options: Options, device: torch.device) -> Learner:
-    """A network as it starts, its optimiser and its average.
+def make_learner(data: Data, options: Options, device: torch.device, *, goes_on: bool) -> Learner:
+    """A network as it starts, its optimiser and its average; if it ``goes_on``, its weights are still to come.
 
     Raises:
         InputError: for a checkpoint to start from that does not fit.
     """
     torch.manual_seed(options.seed)
     net = TeraMind(data.config)
-    if options.init not in STARTS:
+    if options.init not in STARTS and not goes_on:
         _start_from(options.init, net, data.genes)
     elif options.init == "fast":
         start_fast(net)

@@ -148,6 +148,14 @@ def test_steps_may_be_added(tmp_path, atlas_path, model, options):
     assert [line["step"] for line in lines(two)] == [1, 2]
 
 
+def test_it_goes_on_without_the_checkpoint_that_it_began_from(tmp_path, atlas_path, model, options, whole):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes((whole / "checkpoint.safetensors").read_bytes())
+    train([atlas_path], tmp_path / "run", options(steps=1, init=str(start)), model)
+    start.unlink()
+    assert train([atlas_path], tmp_path / "run", options(steps=2, init=str(start)), model, resume=True).steps == 2
+
+
 def test_a_lost_session_leaves_no_lines(tmp_path, atlas_path, model, options):
     """What was logged after the last state belongs to steps that are done again."""
     run = tmp_path / "run"
