@@ -44,7 +44,8 @@ SMALL: dict[str, Any] = {
 }
 GENE_SLICES, PATCH_SIZES, STEPS = (1, 4, 8), (32, 64, 128), (5, 10, 15, 20, 30)
 USUAL_STEPS = 15
-SLICES, SIZE = 4, 512  # of the brain that is told: all windows of 8 gene slices fit
+SLICES, SIZE = 6, 512  # of the brain that is told: with the zero slices at its ends, one whole window of 8 gene slices
+COMPARED = (1, 5)  # which makes these; they are compared whatever the window
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def told(folder: Path, trial: Trial) -> tuple[RunReport, Row]:
     brain = Atlas.open(path)
     image = folder / f"{trial.name.replace(' ', '-')}.ome.zarr"
     made = generate(brain, trial.checkpoint, image, steps=trial.steps, overwrite=True)
-    [row] = evaluate(image, brain, baselines=(), progress=False).samples
+    [row] = evaluate(image, brain, slices=COMPARED, baselines=(), progress=False).samples
     return made, row
 
 

@@ -222,8 +222,9 @@ class Loop:
         seconds, waited = perf_counter() - self._since, self.loader.waited - self._waited
         values: dict[str, Any] = {"loss": float(measured[:, 0].mean())}
         values |= dict(zip(("boundary", "unshifted"), errors.mean(1).tolist(), strict=False))
+        norms = measured[np.isfinite(measured[:, 1]), 1]  # scaled steps that overflowed were not taken
         values |= {
-            "gradient_norm": float(measured[:, 1].mean()),
+            "gradient_norm": float(norms.mean()) if len(norms) else None,
             "lr": self._lr,
             "crops_per_second": len(measured) * self.options.batch / seconds,
             "waiting": waited / seconds,

@@ -133,9 +133,10 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the configuration {path} cannot be read ({error}); give a JSON file") from error
-    if not isinstance(content, Mapping) or not set(content) <= {"model", "training", "data"}:
+    sections = content.values() if isinstance(content, dict) else [content]
+    if not all(isinstance(each, dict) for each in sections) or not set(content) <= {"model", "training", "data"}:
         raise InputError(f'the configuration {path} has to be {{"model": {{...}}, "training": {{...}}}}')
-    model, training = dict(content.get("model", {})), dict(content.get("training", {}))
+    model, training = content.get("model", {}), content.get("training", {})
     check_names(training, f"training options of {path}", [each.name for each in fields(Options)])
     return model, training
 
