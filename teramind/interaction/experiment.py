@@ -16,6 +16,7 @@ from teramind.engine.job import Job
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
 from teramind.evaluate.extras import required
+from teramind.evaluate.nuclei import Labeller
 from teramind.evaluate.nuclei.backends import segmenter
 from teramind.evaluate.sources import GeneratedImage, channel_numbers
 from teramind.files import appears_whole
@@ -91,6 +92,8 @@ class Experiment:
         self.nuclear = channel_numbers([question.nuclear_stain], self.stains, "the network")[0]
         found = segmenter(question.segmentation, question.segmentation_weights)
         self._scales = Scales(found, self.nuclear, question.match_radius)
+        self._baselines: dict[Path, tuple[Measured, Labeller]] = {}
+        self._noise: list[dict[str, Comparison]] | None = None
         self._options = {**options, "roi": options.get("roi") or self._reached()}
         self.settings = {
             "kind": KIND,
@@ -149,20 +152,31 @@ class Experiment:
         return self.image(self.folder / f"seed_{seed}" / "before.ome.zarr", seed, overwrite=overwrite)
 
     def measure(self, before: Sequence[Path], after: Sequence[Path]) -> Measurement:
-        """Compare images of the same seeds, and the unchanged ones of different seeds with each other."""
-        pairs = []
-        for unchanged, changed in zip(before, after, strict=True):
-            first, second = (GeneratedImage(path, self.atlas) for path in (unchanged, changed))
+        """Compare images of the same seeds, and the unchanged ones of different seeds with each other.
+
+        What is found in the unchanged ones is kept for the next call: they stay as they are.
+        """
+        pixel_size = self.atlas.pixel_size
+        changed = []
+        for unchanged_path, path in zip(before, after, strict=True):
             # One calibration for both: a threshold of its own would move the nuclei that nothing has changed.
-            label = self._scales.calibrated(first, self.atlas.pixel_size)
-            pairs.append(
-                [Measured(one, self._scales.find(one, label, self.atlas.pixel_size)) for one in (first, second)]
-            )
-        changed_pairs = [compare(first, second, self.zones, self._scales) for first, second in pairs]
-        unchanged_pairs = [
-            compare(first[0], second[0], self.zones, self._scales)[0] for first, second in itertools.pairwise(pairs)
-        ]
-        return Measurement([zones for zones, _ in changed_pairs], unchanged_pairs, changed_pairs[0][1], self.stains)
+            first, label = self._unchanged(unchanged_path)
+            image = GeneratedImage(path, self.atlas)
+            second = Measured(image, self._scales.find(image, label, pixel_size))
+            changed.append(compare(first, second, self.zones, self._scales))
+        if self._noise is None:
+            neighbours = itertools.pairwise(self._unchanged(path)[0] for path in before)
+            self._noise = [compare(first, second, self.zones, self._scales)[0] for first, second in neighbours]
+        return Measurement([zones for zones, _ in changed], self._noise, changed[0][1], self.stains)
+
+    def _unchanged(self, path: Path) -> tuple[Measured, Labeller]:
+        """An image without any change, its nuclei, and the segmentation that was fitted to it."""
+        if path not in self._baselines:
+            image = GeneratedImage(path, self.atlas)
+            label = self._scales.calibrated(image, self.atlas.pixel_size)
+            measured = Measured(image, self._scales.find(image, label, self.atlas.pixel_size))
+            self._baselines[path] = measured, label
+        return self._baselines[path]
 
     def _reached(self) -> str | None:
         """The region that the changed bins can act on; None for all of the atlas."""
