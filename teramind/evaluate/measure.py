@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from teramind.atlas.layout import BIN_SIZE
 from teramind.atlas.store import Atlas
 from teramind.engine.frame import snapped_outward
 from teramind.engine.plan import Rectangle
+from teramind.errors import InputError
 from teramind.evaluate.conditioning import chance_matches
+from teramind.evaluate.evaluation import SAMPLE
 from teramind.evaluate.metrics.frechet import Encoder, FrechetDistance
-from teramind.evaluate.metrics.seams import Grid, SeamSums, naively_stitched
+from teramind.evaluate.metrics.seams import Grid, SeamSums, naively_stitched, network_grids
 from teramind.evaluate.metrics.similarity import REACH, Box, SimilaritySums, psnr_of
 from teramind.evaluate.nuclei import Labeller, Matches, Nuclei, NucleiSums, Segmenter, find_nuclei, match_nuclei
 from teramind.evaluate.nuclei.segment import Plane
@@ -29,6 +32,7 @@ from teramind.evaluate.zooms import ZoomChoice
 CHANCE_REPEATS = 8
 _LEAST_SHIFT_UM = 50.0  # several nuclei and their gaps
 _CALIBRATION_WINDOWS, _CALIBRATION_SIDE = 32, 1024
+_WINDOW_STEP = 256  # px: whole squares of every encoder, whole bins, whole pixels of what is segmented
 _MOST_LOOKED_AT = 2000  # windows, in search of those with transcripts
 
 
@@ -40,25 +44,55 @@ class Plan:
         atlas: the genes and regions; the truth is a source of its own.
         extent: what is compared.
         stains: names, in the order of the sources' channels.
-        nuclear: index of the stain that shows the nuclei.
+        nuclear_stain: the one that shows nuclei.
         segmenter: finds them.
         radius_um: within which two are the same.
         encoders: of the Frechet distances.
-        grids: on which seams are looked for.
-        naive: the grid of them that naive stitching is shown on; None for none.
+        patch: P of the network, px.
+        tile: of its runs, px.
         window: px that are worked on at once.
+
+    Raises:
+        InputError: a value cannot be.
     """
 
     atlas: Atlas
     extent: Extent
     stains: tuple[str, ...]
-    nuclear: int
+    nuclear_stain: str
     segmenter: Segmenter
     radius_um: float
     encoders: tuple[Encoder, ...]
-    grids: tuple[Grid, ...]
-    naive: Grid | None
+    patch: int
+    tile: int
     window: int
+
+    def __post_init__(self) -> None:
+        if self.nuclear_stain.casefold() not in [stain.casefold() for stain in self.stains]:
+            raise InputError(
+                f"nuclei are looked for in the stain {self.nuclear_stain}, but the images share "
+                f"{', '.join(self.stains)} alone: give --nuclear-stain"
+            )
+        if not self.radius_um > 0:
+            raise InputError(f"nuclei cannot be matched within {self.radius_um} um; give a radius above 0")
+        if self.window < _WINDOW_STEP or self.window % _WINDOW_STEP:
+            raise InputError(f"windows of {self.window} px cannot be worked on; give a multiple of {_WINDOW_STEP}")
+
+    @property
+    def nuclear(self) -> int:
+        """Channel that shows the nuclei."""
+        return [stain.casefold() for stain in self.stains].index(self.nuclear_stain.casefold())
+
+    @cached_property
+    def grids(self) -> list[Grid]:
+        """Where seams are looked for."""
+        return network_grids(self.patch, self.tile)
+
+    @property
+    def naive(self) -> Grid | None:
+        """The grid that naive stitching is shown on: that of tiles, or of patches where no border of a tile is seen."""
+        fitting = [grid for grid in self.grids[:2] if 2 * grid.period <= min(*self.extent.place.shape, self.window)]
+        return fitting[0] if fitting else None
 
     @property
     def pixel_size(self) -> float:
@@ -234,7 +268,7 @@ def _measure_window(plan: Plan, result: Result, window: Window, progress: Callab
             image.region_errors.update(labels, truth[:, *core], pixels[:, *core])
         for distance in image.distances:
             distance.update(_crops(pixels, window, occupied, distance.encoder.side))
-        if image.kind == "sample" and len(samples) < 2:
+        if image.kind == SAMPLE and len(samples) < 2:
             samples.append(pixels[:, *core])
     if result.naive is not None and samples:
         _measure_naive(result.naive, samples, window)

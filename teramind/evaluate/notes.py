@@ -90,6 +90,11 @@ def _seams(evaluation: Evaluation) -> Iterator[str]:
             and figures["score"] - 1 > 3 * figures["error"]]  # fmt: skip
     if weak:
         yield f"On the {_listed(weak)} grid the image is rougher at the borders by more than three standard errors."
+    if "gene bin" in weak:
+        yield (
+            "Roughness on the grid of gene bins is no seam: it is in phase with the bins or with the network's "
+            "upsampling. Patches of less than 64 px show it on their own grids, too."
+        )
 
 
 def _frechet(evaluation: Evaluation) -> Iterator[str]:

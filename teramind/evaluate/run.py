@@ -20,16 +20,15 @@ from teramind.evaluate.extras import required
 from teramind.evaluate.measure import Image, Plan, measure
 from teramind.evaluate.metrics.encoders import InceptionEncoder, TextureEncoder
 from teramind.evaluate.metrics.frechet import Encoder
-from teramind.evaluate.metrics.seams import Grid, network_grids
 from teramind.evaluate.nuclei.backends import segmenter
-from teramind.evaluate.sources import AtlasImage, Extent, GeneratedImage, ImageSource, MeanImage, open_other
+from teramind.evaluate.report import ReportFolder
+from teramind.evaluate.sources import AtlasImage, GeneratedImage, ImageSource, MeanImage, open_other
 from teramind.evaluate.summary import summarise
 
 AnyPath = str | os.PathLike[str]
 
 TRAINING_WINDOWS = 400
 DEFAULT_PATCH, DEFAULT_TILE = 64, 256  # of images that do not say how they were made
-_WINDOW_STEP = 256  # whole squares of every encoder, whole bins, whole pixels of the segmented image
 
 
 def evaluate(
@@ -80,44 +79,33 @@ def evaluate(
     Raises:
         InputError: images that do not lie on each other, options that cannot be, or a library that is missing.
     """
-    from teramind.evaluate.report import ReportFolder
-
     required("skimage")
     folder = ReportFolder(report) if report is not None else None
     try:
         atlas = atlas if isinstance(atlas, Atlas) else Atlas.open(atlas)
         samples = _open_samples(output, atlas)
-        stains = _shared_stains(samples, atlas)
-        for sample in samples:
-            sample.select(stains)
-        extent = samples[0].extent.within(roi, slices, atlas)
-        grids, patch = _grids(samples[0])
         plan = Plan(
             atlas=atlas,
-            extent=extent,
-            stains=stains,
-            nuclear=_nuclear_channel(nuclear_stain, stains),
+            extent=samples[0].extent.within(roi, slices, atlas),
+            stains=_shared_stains(samples, atlas),
+            nuclear_stain=nuclear_stain,
             segmenter=segmenter(segmentation, segmentation_weights),
-            radius_um=_positive(match_radius),
+            radius_um=match_radius,
             encoders=_encoders(inception),
-            grids=grids,
-            naive=_naive_grid(grids, extent),
-            window=_checked_window(window),
+            patch=int(samples[0].parameters.get("patch_size") or DEFAULT_PATCH),
+            tile=int(samples[0].parameters.get("tile") or DEFAULT_TILE),
+            window=window,
         )
-        truth = Image(AtlasImage(atlas, stains), "truth")
-        images = [*_sample_images(samples), *_baseline_images(plan, train, baselines, patch, seed)]
-        if ceiling is not None:
-            source = open_other(ceiling, atlas, stains, extent, "ceiling")
-            images.append(Image(source, CEILING, f"the truth drawn anew from the same genes: {ceiling}"))
-        if shuffled is not None:
-            source = open_other(shuffled, atlas, stains, extent, "genes shuffled")
-            images.append(Image(source, CONTROL, f"generated from genes that were shuffled in space: {shuffled}"))
-        pixels = extent.place.area * extent.depth * (1 + len(images))
+        images = [
+            *_sample_images(samples, plan.stains),
+            *_baseline_images(plan, train, baselines, seed),
+            *_reference_images(plan, ceiling, shuffled),
+        ]
+        pixels = plan.extent.place.area * plan.extent.depth * (1 + len(images))
         with tqdm(total=pixels, unit="px", unit_scale=True, disable=None if progress else True) as bar:
-            result = measure(plan, truth, images, seed, bar.update)
-        evaluation = summarise(
-            plan, result, samples, {"train": train, "ceiling": ceiling, "shuffled": shuffled, "seed": seed}
-        )
+            result = measure(plan, Image(AtlasImage(atlas, plan.stains), "truth"), images, seed, bar.update)
+        options = {"train": train, "ceiling": ceiling, "shuffled": shuffled, "seed": seed}
+        evaluation = summarise(plan, result, samples, options)
         if folder is not None:
             folder.write(evaluation, plan, result)
         return evaluation
@@ -152,49 +140,16 @@ def _shared_stains(samples: Sequence[GeneratedImage], atlas: Atlas) -> tuple[str
     return shared
 
 
-def _nuclear_channel(stain: str, stains: Sequence[str]) -> int:
-    names = [name.casefold() for name in stains]
-    if stain.casefold() not in names:
-        raise InputError(
-            f"nuclei are looked for in the stain {stain}, but the images share {', '.join(stains)} alone: give "
-            "--nuclear-stain"
-        )
-    return names.index(stain.casefold())
-
-
-def _grids(sample: GeneratedImage) -> tuple[tuple[Grid, ...], int]:
-    """Where seams are looked for, and the patch size."""
-    patch = int(sample.parameters.get("patch_size") or DEFAULT_PATCH)
-    return tuple(network_grids(patch, int(sample.parameters.get("tile") or DEFAULT_TILE))), patch
-
-
-def _naive_grid(grids: Sequence[Grid], extent: Extent) -> Grid | None:
-    """The coarsest grid of tiles or patches that has a border in the extent."""
-    fitting = [grid for grid in grids[:2] if 2 * grid.period <= min(extent.place.shape)]
-    return fitting[0] if fitting else None
-
-
 def _encoders(inception: AnyPath | None) -> tuple[Encoder, ...]:
     if inception is None:
         return (TextureEncoder(),)
     return TextureEncoder(), InceptionEncoder(Path(inception)), InceptionEncoder(Path(inception), spatial=True)
 
 
-def _positive(radius: float) -> float:
-    if not radius > 0:
-        raise InputError(f"nuclei cannot be matched within {radius} um; give a radius above 0")
-    return radius
-
-
-def _checked_window(window: int) -> int:
-    if window < _WINDOW_STEP or window % _WINDOW_STEP:
-        raise InputError(f"windows of {window} px cannot be worked on; give a multiple of {_WINDOW_STEP}")
-    return window
-
-
-def _sample_images(samples: Sequence[GeneratedImage]) -> list[Image]:
+def _sample_images(samples: Sequence[GeneratedImage], stains: Sequence[str]) -> list[Image]:
     images = []
     for number, sample in enumerate(samples, start=1):
+        sample.select(stains)
         seed = sample.parameters.get("seed")
         sample.name = f"sample {number}" if seed is None else f"sample, seed {seed}"
         images.append(Image(sample, SAMPLE, f"one draw of the network: {sample.path.name}"))
@@ -207,21 +162,18 @@ def _sample_images(samples: Sequence[GeneratedImage]) -> list[Image]:
     return images
 
 
-def _baseline_images(plan: Plan, train: AnyPath | None, names: Sequence[str], patch: int, seed: int) -> list[Image]:
+def _baseline_images(plan: Plan, train: AnyPath | None, names: Sequence[str], seed: int) -> list[Image]:
     if not names:
         return []
     atlas = plan.atlas
     if train is not None:
         there = Atlas.open(train)
         genes, columns = shared_genes(atlas, there)
-        fits = [((0, atlas.shape[2]), _fit(there, columns, plan, (0, there.shape[2]), names, patch, seed))]
+        fits = [((0, atlas.shape[2]), _fit(there, columns, plan, (0, there.shape[2]), names, seed))]
         note = f"learnt from {train}"
     else:
         genes = np.arange(len(atlas.genes))
-        fits = [
-            (predicted, _fit(atlas, genes, plan, learnt, names, patch, seed))
-            for learnt, predicted in _halves(plan, patch)
-        ]
+        fits = [(predicted, _fit(atlas, genes, plan, learnt, names, seed)) for learnt, predicted in _halves(plan)]
         note = "each half of the atlas learnt from the other half"
     images: list[ImageSource] = [
         BaselineImage([(columns_, fit[number]) for columns_, fit in fits], atlas, genes)
@@ -231,25 +183,38 @@ def _baseline_images(plan: Plan, train: AnyPath | None, names: Sequence[str], pa
 
 
 def _fit(
-    atlas: Atlas, genes: Any, plan: Plan, columns: tuple[int, int], names: Sequence[str], patch: int, seed: int
+    atlas: Atlas, genes: Any, plan: Plan, columns: tuple[int, int], names: Sequence[str], seed: int
 ) -> list[Baseline]:
     pairs = training_pairs(
         atlas,
         AtlasImage(atlas, plan.stains),
         genes,
         place=Rectangle(0, atlas.shape[1], *columns),
-        patch=patch,
+        patch=plan.patch,
         windows=TRAINING_WINDOWS,
         seed=seed,
     )
-    return fitted(names, pairs, patch)
+    return fitted(names, pairs, plan.patch)
 
 
-def _halves(plan: Plan, patch: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _halves(plan: Plan) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Columns of the atlas to learn from, and those to predict with that."""
     width = plan.atlas.shape[2]
-    step = max(patch, BIN_SIZE)
+    step = max(plan.patch, BIN_SIZE)
     middle = round(width / 2 / step) * step
     left, right = (0, middle), (middle, width)
     _, _, x0, x1 = plan.extent.place
     return [(learnt, told) for learnt, told in ((left, right), (right, left)) if x0 < told[1] and told[0] < x1]
+
+
+def _reference_images(plan: Plan, ceiling: AnyPath | None, shuffled: AnyPath | None) -> list[Image]:
+    """The best that can be had, and what the genes' places are worth."""
+    given = (
+        (ceiling, "ceiling", CEILING, "the truth drawn anew from the same genes"),
+        (shuffled, "genes shuffled", CONTROL, "generated from genes that were shuffled in space"),
+    )
+    return [
+        Image(open_other(path, plan.atlas, plan.stains, plan.extent, name), kind, f"{note}: {path}")
+        for path, name, kind, note in given
+        if path is not None
+    ]

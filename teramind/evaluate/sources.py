@@ -116,7 +116,7 @@ class GeneratedImage:
         stains: names of its channels.
         extent: what it covers, in the atlas' frame.
         parameters: of the run that made it; empty for an image of someone else's.
-        complete: whether that run came to its end.
+        software: that made it, if it says so.
 
     Raises:
         InputError: it is no such image, unfinished, or does not lie on the atlas' pixels and slices.

@@ -32,8 +32,8 @@ LEVEL, QUIET = 24.0, 0.1
 # its units bend: sqrt(abar) is then a sum of them with small weights, which the next steps do not upset.
 FASTEST_TURN, BENDING = 0.02, 4.0
 RIDGE = 1e-2  # of the fit; what it costs is below 0.01
-# Of a gene's logit with itself, the square root. In a linear regression of phantom images on the untrained gene levels,
-# 1.5 keeps nearly all of what uniform attention (0) says of DAPI, and adds most of what single genes (4) say of PolyT.
+# Of a gene's logit with itself, the square root. Long enough that a gene's own counts stand out among those of all
+# others, short enough that little is lost of what uniform attention says of an image (bench/gene_probe.py).
 KEY_LENGTH = 1.5
 
 

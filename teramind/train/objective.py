@@ -16,7 +16,7 @@ LOSSES = ("plain", "min-snr", "velocity")
 PATHS = ("both", "boundary")
 
 
-def loss_weights(name: str, gamma: float = 5.0, cap: float = 300.0) -> NDArray[np.float64]:
+def loss_weights(name: str, gamma: float = 5.0, cap: float = 300.0, deviation: float = 1.0) -> NDArray[np.float64]:
     """The factor of the squared noise error at each of the 1000 timesteps.
 
     - "plain": 1, as the reference.
@@ -24,11 +24,15 @@ def loss_weights(name: str, gamma: float = 5.0, cap: float = 300.0) -> NDArray[n
       min-SNR weighting strategy", ICCV 2023, for noise prediction).
     - "velocity": min(1 / abar, cap). 1 / abar turns the error of the noise into that of the velocity (Salimans and Ho,
       "Progressive distillation", ICLR 2022). It looks at high noise, where what is left to learn comes from the genes.
+      That is for images of unit variance, and where most of the image is dark, high noise still counts for little: with
+      sigma^2 = min(1 / abar, cap) - 1, the weight is 1 + sigma^2 / deviation^2, and every timestep counts the same for
+      a network that knows but the deviation (Karras et al., "Elucidating the design space", NeurIPS 2022, table 1).
 
     Args:
         name: of the weighting.
         gamma: largest signal-to-noise ratio that counts in full, of "min-snr".
-        cap: largest factor of "velocity".
+        cap: largest factor of "velocity" at deviation 1.
+        deviation: standard deviation of the images, scaled to -1..1, for "velocity".
     """
     abar = alphas_cumprod()
     if name == "plain":
@@ -37,7 +41,7 @@ def loss_weights(name: str, gamma: float = 5.0, cap: float = 300.0) -> NDArray[n
         snr = abar / (1 - abar)
         return np.minimum(snr, gamma) / snr
     if name == "velocity":
-        return np.minimum(1 / abar, cap)
+        return 1 + (np.minimum(1 / abar, cap) - 1) / deviation**2
     raise InputError(f"there is no loss {name!r}; there are {', '.join(LOSSES)}")
 
 

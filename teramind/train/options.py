@@ -40,6 +40,7 @@ class Options:
     loss: str = option("plain", "weighting of timesteps; plain is the reference's", choices=LOSSES)
     gamma: float = option(5.0, "largest signal-to-noise ratio that counts in full (min-snr)")
     cap: float = option(300.0, "largest weight (velocity)")
+    deviation: float = option(1.0, "standard deviation of the images, scaled to -1..1 (velocity)")
     paths: str = option("both", "boundary leaves out the decoder that inference does not use", choices=PATHS)
     region: int = option(2, "encoder patches on a side of what is looked at in a crop")
     context: str = option("crop", "what is seen beyond a crop: nothing, or the atlas", choices=CONTEXTS)
@@ -80,7 +81,7 @@ class Options:
         for name in ("warmup", "sample_every", *(["steps"] if self.steps is not None else [])):
             integer_between(name, getattr(self, name), 0, LARGEST)
         integer_between("seed", self.seed, 0, 2**64 - 1)
-        for name in ("lr", "gamma", "cap", "clip"):
+        for name in ("lr", "gamma", "cap", "deviation", "clip"):
             self._require(getattr(self, name) > 0, name, "a positive number")
         for name in ("weight_decay", "snapshot_minutes"):
             self._require(getattr(self, name) >= 0, name, "0 or more")

@@ -87,3 +87,12 @@ def test_the_learning_rate():
     assert [rate("constant", step, 0.5, 3) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     assert rate("cosine", 10, 0.5, 0) == pytest.approx((1 + COSINE_FLOOR) / 2)
     assert rate("cosine", 10, 1.2, 0) == pytest.approx(COSINE_FLOOR)
+
+
+def test_with_the_images_deviation_every_timestep_counts_the_same():
+    """For a network that knows but the deviation d: its error is abar d^2 / (abar d^2 + 1 - abar)."""
+    abar, deviation = alphas_cumprod(), 0.2
+    uncapped = abar > 1 / 300
+    errors = abar * deviation**2 / (abar * deviation**2 + 1 - abar)
+    assert np.allclose((loss_weights("velocity", deviation=deviation) * errors)[uncapped], 1)
+    assert np.array_equal(loss_weights("velocity"), np.minimum(1 / abar, 300))

@@ -1,0 +1,238 @@
+"""What cells are: a calibrated classifier over coordinates, sampled.
+
+Tissue mixes types, so a cell's type is drawn from the distribution at its place, never the likeliest type: that one
+alone would leave whole regions uniform. A temperature fitted on cells that training never saw makes the probabilities
+honest.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+
+from teramind.errors import InputError
+from teramind.impute.cells import Cells, Labels
+from teramind.impute.features import waves
+from teramind.impute.interpolation import BetweenSlices
+from teramind.impute.model_files import read_tensors, write_tensors
+from teramind.impute.planes import Positions
+from teramind.impute.sections import find_sections
+from teramind.impute.training import TrainingOptions, describe, train
+
+KIND = "types"
+HELD_OUT = 0.1  # of the labelled cells
+CELLS_AT_ONCE = 8192
+COLDEST, HOTTEST = 0.2, 5.0  # temperatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypeConfig:
+    """Shape of the network."""
+
+    width: int = 256  # of the hidden layers
+    depth: int = 2  # hidden layers of that width beside the first
+    octaves: int = 5  # of the sines and cosines of a position
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "octaves"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise InputError(f"TypeConfig.{name} is {getattr(self, name)}; it has to be from 1 to 4096")
+
+
+class TypeNet(nn.Module):
+    """Logits of types at positions."""
+
+    def __init__(self, config: TypeConfig, types: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(3 + 6 * config.octaves, config.width), nn.SiLU()]
+        for _ in range(config.depth):
+            layers += [nn.Linear(config.width, config.width), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(config.width, types))
+        self.octaves = config.octaves
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (n, 3) in units of the scale -> logits (n, types)."""
+        return self.layers(torch.cat([x, waves(x, self.octaves)], dim=1))  # n, types
+
+
+class TypeModel:
+    """A trained classifier.
+
+    Attributes:
+        names: of the types, in the order of the logits.
+        centre: (3,) middle of the training cells, mm.
+        scale: mm that count as 1.
+        temperature: that logits are divided by.
+        training: how it was trained; ``held_out_nll`` and, of the types' frequencies alone, ``frequency_nll``, in nats.
+    """
+
+    def __init__(
+        self,
+        net: TypeNet,
+        config: TypeConfig,
+        names: Sequence[str],
+        centre: NDArray[np.float64],
+        scale: float,
+        temperature: float = 1.0,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.net, self.config, self.names = net, config, tuple(names)
+        self.centre, self.scale, self.temperature = centre, scale, temperature
+        self.training = dict(training or {})
+
+    @torch.no_grad()
+    def log_probabilities(self, positions: Positions, allowed: Collection[str] | None = None) -> Tensor:
+        """(n, types) logarithms of the calibrated probabilities at positions (n, 3) mm.
+
+        Args:
+            positions: where.
+            allowed: give all others the probability 0; those of one class, say. All types if None.
+
+        Raises:
+            InputError: ``allowed`` names a type that the model does not know.
+        """
+        device = next(self.net.parameters()).device
+        logits = self.net(self._units(positions).to(device)) / self.temperature
+        if allowed is not None:
+            self.encode(np.array(sorted(allowed)))
+            logits[:, [name not in allowed for name in self.names]] = -torch.inf
+        return logits.log_softmax(1)
+
+    def sample(
+        self, positions: Positions, generator: torch.Generator, allowed: Collection[str] | None = None
+    ) -> Labels:
+        """A type for each position (n, 3), drawn from the probabilities there (Gumbel-max, all cells at once)."""
+        drawn = []
+        for part in np.array_split(positions, max(1, -(-len(positions) // CELLS_AT_ONCE))):
+            log_probability = self.log_probabilities(part, allowed).cpu()
+            uniform = torch.rand(log_probability.shape, generator=generator).clamp_(min=1e-20)
+            drawn.append((log_probability - (-uniform.log()).log()).argmax(1).numpy())
+        return np.array(self.names)[np.concatenate(drawn)]
+
+    def nll(self, cells: Cells) -> float:
+        """Mean negative log-likelihood, in nats, of the types of cells that have one."""
+        types = cells.require_types("the likelihood of types")
+        known = cells[types != ""]
+        codes = torch.from_numpy(self.encode(known.require_types("the likelihood of types")))
+        parts = torch.arange(len(known)).split(CELLS_AT_ONCE)
+        losses = [
+            F.nll_loss(self.log_probabilities(known.positions[p]).cpu(), codes[p], reduction="sum") for p in parts
+        ]
+        return float(sum(losses) / max(1, len(known)))
+
+    def encode(self, types: Labels) -> NDArray[np.int64]:
+        """(n,) indices of types.
+
+        Raises:
+            InputError: a type that the model does not know.
+        """
+        index = {name: position for position, name in enumerate(self.names)}
+        if unknown := sorted(set(types.tolist()) - set(index)):
+            raise InputError(
+                f"the model does not know type {unknown[0]!r} ({len(unknown)} such types, {len(self.names)} known);"
+                " map them to its types, or leave them empty"
+            )
+        return np.array([index[name] for name in types.tolist()], dtype=np.int64)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as a .safetensors file."""
+        frame = {"centre": self.centre.tolist(), "scale": self.scale}
+        header = {"config": asdict(self.config), "names": self.names, "frame": frame, "training": self.training}
+        write_tensors(path, KIND, self.net.state_dict(), header | {"temperature": self.temperature})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TypeModel:
+        """Read what ``save`` wrote; an ``InputError`` for anything else."""
+        tensors, header = read_tensors(path, KIND)
+        config, names, frame = TypeConfig(**header["config"]), header["names"], header["frame"]
+        net = TypeNet(config, len(names))
+        net.load_state_dict(tensors)
+        centre = np.asarray(frame["centre"])
+        return cls(net.eval(), config, names, centre, frame["scale"], header["temperature"], header["training"])
+
+    def _units(self, positions: Positions) -> Tensor:
+        return torch.from_numpy((positions - self.centre) / self.scale).float()
+
+
+def train_types(
+    cells: Cells,
+    options: TrainingOptions,
+    *,
+    config: TypeConfig | None = None,
+    start: TypeModel | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+) -> TypeModel:
+    """Learn which types are where. Cells without a type are left out, and a tenth of the others to calibrate on.
+
+    Args:
+        cells: measured cells with types and sections.
+        options: how to train.
+        config: shape of a new network.
+        start: a model to go on from (fine-tuning); the types have to be among its own.
+        state: file for the state of training.
+        resume: go on from that file if it is there.
+
+    Raises:
+        InputError: too few labelled cells, types that ``start`` does not know, or both ``config`` and ``start``.
+    """
+    if config is not None and start is not None:
+        raise InputError("a model to start from has its own configuration; give one of the two")
+    labelled = cells[cells.require_types("learning types") != ""]
+    types = labelled.require_types("learning types")
+    if len(np.unique(types)) < 2:
+        raise InputError(f"{len(labelled)} cells have a type, of {len(np.unique(types))} kinds; two kinds are needed")
+    model = _new_model(labelled, config or TypeConfig(), options.seed) if start is None else copy.deepcopy(start)
+    codes = torch.from_numpy(model.encode(types))
+    held_out = np.random.default_rng([options.seed, 1]).random(len(labelled)) < HELD_OUT
+    between = BetweenSlices(labelled.positions, find_sections(labelled))
+    shown = ~held_out
+
+    def loss(generator: torch.Generator) -> Tensor:
+        uniform = torch.rand(options.batch, 3, generator=generator, dtype=torch.float64).numpy()
+        rows, moved = between.draw(uniform)
+        rows, moved = rows[shown[rows]], moved[shown[rows]]
+        return F.cross_entropy(model.net(model._units(moved)), codes[rows])
+
+    losses = train(model.net, loss, options, state, resume=resume)
+    model.temperature = 1.0
+    model.temperature = _temperature(model, labelled[held_out], codes[held_out])
+    frequency = torch.bincount(codes[shown], minlength=len(model.names)).double() + 0.5
+    model.training = describe(losses, options) | {
+        "held_out_nll": model.nll(labelled[held_out]),
+        "frequency_nll": float(-(frequency / frequency.sum()).log()[codes[held_out]].mean()),
+    }
+    return model
+
+
+def _new_model(cells: Cells, config: TypeConfig, seed: int) -> TypeModel:
+    names = np.unique(cells.require_types("learning types")).tolist()
+    low, high = cells.positions.min(axis=0), cells.positions.max(axis=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = TypeNet(config, len(names))
+    return TypeModel(net, config, names, (low + high) / 2, float((high - low).max()) / 4)
+
+
+def _temperature(model: TypeModel, cells: Cells, codes: Tensor) -> float:
+    """The temperature that makes held-out cells likeliest (Guo et al. 2017)."""
+    if not len(cells):
+        return 1.0
+    logits = model.log_probabilities(cells.positions).cpu().double()
+
+    def nll(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / np.exp(log_temperature), codes))
+
+    bounds = (np.log(COLDEST), np.log(HOTTEST))
+    return float(np.exp(minimize_scalar(nll, bounds=bounds, method="bounded").x))
