@@ -76,19 +76,18 @@ def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwr
         raise InputError(f"the screen names {twice} twice: name every gene once")
     changes = [SetGene(gene, 0) for gene in genes]
     experiment.check(changes)
+    experiment.settings["changes"] = "one gene after the other set to 0"
     experiment.begin(resume=resume, overwrite=overwrite)
     journal = experiment.folder / JOURNAL
-    if overwrite:
-        journal.unlink(missing_ok=True)
     rows = {row.gene: row for row in (ScreenRow(**json.loads(line)) for line in read_journal(journal))}
-    before = [experiment.baseline(seed, overwrite=overwrite) for seed in experiment.seeds]
+    experiment.baselines()
     for number, change in enumerate(changes, start=1):
         if change.gene in rows:
             continue
         logger.info("gene %d of %d: %s", number, len(changes), change.gene)
         folder = experiment.folder / "screen" / change.gene.replace("/", "_")
-        after = [experiment.image(folder / f"seed_{seed}.ome.zarr", seed, [change]) for seed in experiment.seeds]
-        effects = experiment.measure(before, after).effects()
+        after = experiment.changed([change], lambda seed, folder=folder: folder / f"seed_{seed}.ome.zarr")
+        effects = experiment.measure(after).effects()
         rows[change.gene] = screen_row(change.gene, [one for one in effects if one.zone == experiment.zones.main])
         append_line(journal, json.dumps(asdict(rows[change.gene])))
         shutil.rmtree(folder)
