@@ -23,11 +23,10 @@ from scipy.sparse import csr_array
 from teramind import ModelConfig, TeraMind, save_checkpoint
 from teramind.atlas.writer import AtlasWriter
 from teramind.interaction.attention import attention_rows, interaction_maps
-from teramind.interaction.maps import MapSource, write_maps
+from teramind.interaction.maps import BRAIN_BINS, MapSource, write_maps
 
 ASKED = 2
 PATCHES = 128  # at once, in the comparison of memory
-BRAIN_BINS = 50 * 4576 * 6624
 TRANSCRIPTS = 1.5  # a bin, all genes together, as in tissue
 SIDE = 520  # bins of the atlas that is streamed: a block and a bit
 

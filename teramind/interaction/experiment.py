@@ -17,7 +17,7 @@ from teramind.engine.job import Job
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
 from teramind.evaluate.extras import required
-from teramind.evaluate.nuclei import Labeller
+from teramind.evaluate.nuclei import Labeller, Nuclei
 from teramind.evaluate.nuclei.backends import segmenter
 from teramind.evaluate.sources import GeneratedImage, channel_numbers
 from teramind.files import appears_whole
@@ -177,6 +177,10 @@ class Experiment:
             self._noise = [compare(first, second, self.zones, self._scales)[0] for first, second in neighbours]
         nuclei = {seed: slices for seed, (_, slices) in zip(self.seeds, pairs, strict=True)}
         return Measurement([zones for zones, _ in pairs], self._noise, nuclei, self.stains)
+
+    def baseline_nuclei(self, seed: int) -> dict[int, Nuclei]:
+        """Slice -> the nuclei of the image of a seed without any change."""
+        return self._measured_baseline(seed)[0].nuclei
 
     def _baseline(self, seed: int) -> Path:
         return self.folder / f"seed_{seed}" / "before.ome.zarr"

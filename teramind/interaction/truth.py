@@ -12,8 +12,6 @@ from scipy.stats import rankdata
 from teramind.errors import InputError
 from teramind.evaluate.nuclei import match_nuclei
 
-SHUFFLES = 20
-
 
 def auroc(score: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
     """Chance that a true place scores higher than a false one, ties counted half (Mann-Whitney).
@@ -47,7 +45,6 @@ class MapScore:
         coexpression: AUROC of raw co-expression, the product of the genes' counts.
         expression: AUROC of raw expression, the sum of the genes' counts.
         gain: of attention over the better of the two: a product is 0 in most bins, and a sum is not co-expression.
-        shuffled: AUROC of the attention of other places: 0.5 but for its sampling error.
         places: how many were judged.
         positives: how many of them are true.
     """
@@ -56,24 +53,18 @@ class MapScore:
     coexpression: float
     expression: float
     gain: float
-    shuffled: float
     places: int
     positives: int
 
 
-def score_map(
-    attention: npt.NDArray[Any], expression: npt.NDArray[Any], truth: npt.NDArray[Any], *, seed: int = 0
-) -> MapScore:
+def score_map(attention: npt.NDArray[Any], expression: npt.NDArray[Any], truth: npt.NDArray[Any]) -> MapScore:
     """Judge a map by a known truth, beside what expression tells alone.
 
     Args:
         attention: of the window, summed over the genes; any shape.
         expression: (K, ...) counts of each gene.
         truth: the shape of ``attention``; not 0 where the genes interact.
-        seed: of the shuffling.
     """
-    generator = np.random.default_rng(seed)
-    shuffled = [auroc(generator.permutation(attention.ravel()), truth.ravel()) for _ in range(SHUFFLES)]
     together = auroc(np.prod(expression.astype(np.float64), axis=0), truth)
     either = auroc(expression.sum(axis=0, dtype=np.float64), truth)
     of_attention = auroc(attention, truth)
@@ -82,7 +73,6 @@ def score_map(
         coexpression=together,
         expression=either,
         gain=of_attention - max(together, either),
-        shuffled=float(np.mean(shuffled)),
         places=truth.size,
         positives=int(np.count_nonzero(truth)),
     )
@@ -95,6 +85,7 @@ class RemovalScore:
     Attributes:
         precision: share of the lost nuclei that are of the type.
         recall: share of the type's nuclei, of those that were there, that are lost.
+        nuclei: in the image without the change.
         lost: nuclei that only the image without the change has.
         of_type: nuclei of the type in the image without the change.
         other: nuclei of other types in it.
@@ -103,10 +94,21 @@ class RemovalScore:
 
     precision: float
     recall: float
+    nuclei: int
     lost: int
     of_type: int
     other: int
     other_lost: int
+
+    @property
+    def chance_precision(self) -> float:
+        """What the precision would be if as many nuclei were lost at random."""
+        return self.of_type / self.nuclei if self.nuclei else float("nan")
+
+    @property
+    def chance_recall(self) -> float:
+        """What the recall would be if as many nuclei were lost at random."""
+        return self.lost / self.nuclei if self.nuclei else float("nan")
 
 
 def score_removal(
@@ -133,6 +135,7 @@ def score_removal(
     return RemovalScore(
         precision=right / gone if gone else float("nan"),
         recall=right / of_type if of_type else float("nan"),
+        nuclei=len(nuclei),
         lost=gone,
         of_type=of_type,
         other=int((type_of == 1).sum()),
