@@ -187,7 +187,8 @@ class Removal:
         """Effects of setting genes to 0; how well what is gone is the type, over all seeds; AUROC of the dimming."""
         folder = self.experiment.folder
         changes = [SetGene(gene, 0) for gene in genes]
-        changed = self.experiment.changed(changes, lambda seed: folder / f"{name}-{seed}.ome.zarr")
+        paths = [folder / f"{name}-{seed}.ome.zarr" for seed in self.experiment.seeds]
+        changed = self.experiment.changed(changes, paths)
         measurement = self.experiment.measure(changed)
         columns: list[list[Any]] = [[], [], [], []]
         for seed, slices in measurement.nuclei.items():

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from teramind.interaction.pathways import gene_indices
 SETTINGS = "perturbation.json"
 KIND = "teramind perturbation"
 RESULTS = (
-    "seed_*", "screen", "effects.csv", "nuclei.csv", "difference.ome.zarr", "difference.png", "screen.csv", "screen.jsonl"
+    "seed_*", "screen", "screen.csv", "screen.jsonl",
+    "effects.csv", "nuclei.csv", "difference.ome.zarr", "difference.png",
 )  # fmt: skip
 """All that a perturbation leaves in its folder beside ``SETTINGS``: what ``overwrite`` removes."""
 
@@ -155,10 +156,10 @@ class Experiment:
         """Generate the images without any change, one a seed."""
         return [self._generated(self._baseline(seed), seed, self.atlas) for seed in self.seeds]
 
-    def changed(self, changes: Sequence[Change], path: Callable[[int], Path]) -> list[Path]:
-        """Generate the images with a change, one a seed, at the paths that are given for the seeds."""
+    def changed(self, changes: Sequence[Change], paths: Sequence[Path]) -> Sequence[Path]:
+        """Generate the images with a change, one a seed, and return their paths."""
         atlas = ChangedAtlas(self.atlas, changes, self.area)
-        return [self._generated(path(seed), seed, atlas) for seed in self.seeds]
+        return [self._generated(path, seed, atlas) for path, seed in zip(paths, self.seeds, strict=True)]
 
     def measure(self, changed: Sequence[Path]) -> Measurement:
         """Compare images with a change, one a seed, with those without, and the latter with each other.

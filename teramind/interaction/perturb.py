@@ -109,7 +109,7 @@ def perturb(
     experiment.settings["changes"] = [str(change) for change in changes]
     experiment.begin(resume=resume, overwrite=overwrite)
     before = experiment.baselines()
-    after = experiment.changed(changes, lambda seed: experiment.folder / f"seed_{seed}" / "after.ome.zarr")
+    after = experiment.changed(changes, [path.with_name("after.ome.zarr") for path in before])
     measurement = experiment.measure(after)
     effects = measurement.effects()
     write_table(experiment.folder / EFFECTS, [asdict(effect) for effect in effects])

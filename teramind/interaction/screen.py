@@ -86,7 +86,7 @@ def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwr
             continue
         logger.info("gene %d of %d: %s", number, len(changes), change.gene)
         folder = experiment.folder / "screen" / change.gene.replace("/", "_")
-        after = experiment.changed([change], lambda seed, folder=folder: folder / f"seed_{seed}.ome.zarr")
+        after = experiment.changed([change], [folder / f"seed_{seed}.ome.zarr" for seed in experiment.seeds])
         effects = experiment.measure(after).effects()
         rows[change.gene] = screen_row(change.gene, [one for one in effects if one.zone == experiment.zones.main])
         append_line(journal, json.dumps(asdict(rows[change.gene])))

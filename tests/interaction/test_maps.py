@@ -152,10 +152,13 @@ maps.write_maps(maps.MapSource(atlas, checkpoint, ["Th", "Slc17a7"]), Path(outpu
 @pytest.mark.usefixtures("small_blocks")
 def test_a_killed_run_goes_on(tmp_path, source, atlas_path, checkpoint_path):
     """SIGKILL: when a block's data are on the disk and not noted as done, then when another is noted."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     path = tmp_path / "maps.ome.zarr"
     for noted, at, done in (("before", 3, 2), ("after", 2, 4)):
         words = [sys.executable, "-c", DIES, atlas_path, checkpoint_path, path, noted, str(at)]
-        killed = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        killed = subprocess.run(
+            words, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+        )
         assert killed.returncode == -signal.SIGKILL
         assert len(MapStore(path).done) == done
     report = write_maps(source, path, resume=True)
