@@ -30,7 +30,7 @@ from teramind.interaction.pathways import gene_indices
 SETTINGS = "perturbation.json"
 KIND = "teramind perturbation"
 RESULTS = (
-    "seed_*", "screen", "screen.csv", "screen.jsonl",
+    "seed_[0-9]*", "screen", "screen.csv", "screen.jsonl",
     "effects.csv", "nuclei.csv", "difference.ome.zarr", "difference.png",
 )  # fmt: skip
 """All that a perturbation leaves in its folder beside ``SETTINGS``: what ``overwrite`` removes."""
@@ -134,12 +134,17 @@ class Experiment:
                 )
             if differing:
                 raise InputError(f"{self.folder} was begun with another value of {differing[0]}; use the same")
-        if overwrite:  # before the settings, so that no run goes on with what others have left
-            file.unlink(missing_ok=True)
-            for path in (path for pattern in RESULTS for path in self.folder.glob(pattern)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if overwrite and file.exists():  # while the old settings stand, so that no run takes the rest for its own
+            self._remove_results()
         with appears_whole(file) as partial:
             partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def _remove_results(self) -> None:
+        for path in [path for pattern in RESULTS for path in self.folder.glob(pattern)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def check(self, changes: Sequence[Change]) -> None:
         """Whether the network can notice a change.

@@ -156,9 +156,7 @@ def test_a_killed_run_goes_on(tmp_path, source, atlas_path, checkpoint_path):
     path = tmp_path / "maps.ome.zarr"
     for noted, at, done in (("before", 3, 2), ("after", 2, 4)):
         words = [sys.executable, "-c", DIES, atlas_path, checkpoint_path, path, noted, str(at)]
-        killed = subprocess.run(
-            words, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-        )
+        killed = subprocess.run(words, check=False, env=environment, stderr=subprocess.DEVNULL)
         assert killed.returncode == -signal.SIGKILL
         assert len(MapStore(path).done) == done
     report = write_maps(source, path, resume=True)
