@@ -34,7 +34,7 @@ from teramind.atlas.layout import BIN_SIZE
 from teramind.atlas.phantom import Phantom
 from teramind.atlas.phantom.build import build_phantom
 from teramind.atlas.phantom.celltypes import TYPE
-from teramind.atlas.phantom.genes import HOUSEKEEPING, MARKERS, PATHWAYS
+from teramind.atlas.phantom.genes import GENES, HOUSEKEEPING, MARKERS, PATHWAYS, PROFILES
 from teramind.engine.plan import Rectangle
 from teramind.evaluate import shuffle_genes
 from teramind.evaluate.nuclei import match_nuclei
@@ -241,19 +241,24 @@ def tell_removal(arguments: argparse.Namespace, pixel_size: float, patch: int, f
     y0, y1, x0, x1 = removal.place
     where = f"px {y0}:{y1},{x0}:{x1} of slices {REMOVAL_SLICES[0]}:{REMOVAL_SLICES[1]}"
     print(f"\nremoval; phantom {REMOVAL_PHANTOM}, {where}, {arguments.seeds} seeds, {arguments.steps} steps")
-    print(f"images without a change: {removal.quality()}")
-    heads = ("nuclei", "of type", "lost", "precision (chance)", "recall (chance)", "others lost", "AUROC of dimming")
-    print(f"{'removed':<18}" + "".join(f"{head:>20}" for head in heads))
+    print(f"images without a change: {removal.quality()}; in brackets what as many nuclei lost at random would give")
+    heads = ("nuclei", "of type", "lost", "precision", "of known cells", "recall", "others lost", "dimming AUROC")
+    print(f"{'removed':<16}" + "".join(f"{head:>16}" for head in heads))
     gene = HOUSEKEEPING[0]
     effects = {}
     for name, genes in [*((name, markers_of(name)) for name in TYPES), (gene, [gene])]:
         effects[name], score, dimming = removal.without(name, genes)
         cells = [
             f"{score.nuclei}", f"{score.of_type}", f"{score.lost}",
-            f"{score.precision:.2f} ({score.chance_precision:.2f})", f"{score.recall:.2f} ({score.chance_recall:.2f})",
+            f"{score.precision:.2f} ({score.chance_precision:.2f})",
+            f"{score.known_precision:.2f} ({score.chance_known_precision:.2f})",
+            f"{score.recall:.2f} ({score.chance_recall:.2f})",
             f"{score.other_lost / score.other:.3f}", f"{dimming:.2f}",
         ]  # fmt: skip
-        print(f"{name:<18}" + "".join(f"{cell:>20}" for cell in cells) + f"   without {', '.join(genes)}")
+        print(f"{name:<16}" + "".join(f"{cell:>16}" for cell in cells))
+        if name in TYPE:
+            share = PROFILES[TYPE[name], [GENES.index(gene) for gene in genes]].sum()
+            print(f"    without {', '.join(genes)}: {share:.0%} of its transcripts")
     print(f"\n{'removed':<18} {'quantity':<32} {'effect':>8} {'95 % of it':>18} {'noise floor':>12}  beyond it")
     for name, rows in effects.items():
         for row in rows:

@@ -82,33 +82,57 @@ def score_map(attention: npt.NDArray[Any], expression: npt.NDArray[Any], truth: 
 class RemovalScore:
     """Whether the cells that a change removes are those that it should.
 
+    What is there by chance is what as many nuclei lost at random would give.
+
     Attributes:
-        precision: share of the lost nuclei that are of the type.
-        recall: share of the type's nuclei, of those that were there, that are lost.
         nuclei: in the image without the change.
-        lost: nuclei that only the image without the change has.
-        of_type: nuclei of the type in the image without the change.
-        other: nuclei of other types in it.
-        other_lost: how many of those are lost.
+        lost: those that the image with the change lacks.
+        of_type: nuclei that are cells of the type.
+        of_type_lost: how many of them are lost.
+        other: nuclei that are cells of other types; what is left over is no known cell.
+        other_lost: how many of them are lost.
     """
 
-    precision: float
-    recall: float
     nuclei: int
     lost: int
     of_type: int
+    of_type_lost: int
     other: int
     other_lost: int
 
     @property
-    def chance_precision(self) -> float:
-        """What the precision would be if as many nuclei were lost at random."""
-        return self.of_type / self.nuclei if self.nuclei else float("nan")
+    def recall(self) -> float:
+        """Share of the type's nuclei that are lost."""
+        return _share(self.of_type_lost, self.of_type)
 
     @property
     def chance_recall(self) -> float:
-        """What the recall would be if as many nuclei were lost at random."""
-        return self.lost / self.nuclei if self.nuclei else float("nan")
+        """The recall by chance."""
+        return _share(self.lost, self.nuclei)
+
+    @property
+    def precision(self) -> float:
+        """Share of the lost nuclei that are of the type; one that is no known cell counts as a false one."""
+        return _share(self.of_type_lost, self.lost)
+
+    @property
+    def chance_precision(self) -> float:
+        """The precision by chance."""
+        return _share(self.of_type, self.nuclei)
+
+    @property
+    def known_precision(self) -> float:
+        """The precision among the nuclei that are known cells: what is none is neither of the type nor another."""
+        return _share(self.of_type_lost, self.of_type_lost + self.other_lost)
+
+    @property
+    def chance_known_precision(self) -> float:
+        """That by chance."""
+        return _share(self.of_type, self.of_type + self.other)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def score_removal(
@@ -130,14 +154,11 @@ def score_removal(
     matches = match_nuclei(cells, nuclei, radius)
     type_of = np.zeros(len(nuclei), np.int8)  # 0 unknown, 1 another type, 2 the type
     type_of[matches.found] = 1 + is_type[matches.truth]
-    right = int((lost & (type_of == 2)).sum())
-    of_type, gone = int((type_of == 2).sum()), int(lost.sum())
     return RemovalScore(
-        precision=right / gone if gone else float("nan"),
-        recall=right / of_type if of_type else float("nan"),
         nuclei=len(nuclei),
-        lost=gone,
-        of_type=of_type,
+        lost=int(lost.sum()),
+        of_type=int((type_of == 2).sum()),
+        of_type_lost=int((lost & (type_of == 2)).sum()),
         other=int((type_of == 1).sum()),
         other_lost=int((lost & (type_of == 1)).sum()),
     )

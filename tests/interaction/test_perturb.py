@@ -274,7 +274,9 @@ def test_a_killed_screen_goes_on(tmp_path, silent, checkpoint_path):
 
 def test_nothing_of_what_is_replaced_stays(tmp_path, silent, checkpoint_path):
     folder, options = tmp_path / "out", SMALL | {"seeds": 1}
-    perturb(silent, checkpoint_path, folder, screen_genes=["a"], **options)
+    (folder / "seed_77").mkdir(parents=True)
+    perturb(silent, checkpoint_path, folder, screen_genes=["a"], overwrite=True, **options)
+    assert (folder / "seed_77").exists()  # it was no perturbation's folder
     with pytest.raises(InputError, match="begun with another value of changes"):
         perturb(silent, checkpoint_path, folder, ["a=0"], resume=True, **options)
     (folder / "notes.txt").write_text("mine")

@@ -56,6 +56,8 @@ def test_removed_cells_are_judged_by_their_type():
     assert score.precision == pytest.approx(1 / 3)
     assert score.recall == pytest.approx(1 / 2)
     assert (score.nuclei, score.lost, score.of_type, score.other, score.other_lost) == (6, 3, 2, 3, 1)
+    assert score.known_precision == pytest.approx(1 / 2)
+    assert score.chance_known_precision == pytest.approx(2 / 5)
     assert score.chance_precision == pytest.approx(2 / 6)
     assert score.chance_recall == pytest.approx(3 / 6)
     none = score_removal(nuclei, np.zeros(6, bool), cells, is_type, radius=2.0)
