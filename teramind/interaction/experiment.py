@@ -59,6 +59,8 @@ class Question:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise InputError(f"{self.seeds} seeds make no image: give at least 1, and 3 or more for a noise floor")
+        if not self.match_radius > 0:
+            raise InputError(f"nuclei cannot be matched within {self.match_radius:g} um; give a radius above 0")
 
 
 class Experiment:

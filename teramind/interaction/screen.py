@@ -69,8 +69,10 @@ def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwr
         Rows by falling relative difference, of all genes that were ever screened here.
 
     Raises:
-        InputError: a gene stands twice, or is not read by the network; or as ``Experiment.begin``.
+        InputError: there is no gene, one stands twice, or is not read by the network; or as ``Experiment.begin``.
     """
+    if not genes:
+        raise InputError("the screen names no gene: name at least one")
     if len(set(genes)) != len(genes):
         twice = next(gene for gene in genes if list(genes).count(gene) > 1)
         raise InputError(f"the screen names {twice} twice: name every gene once")
