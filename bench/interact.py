@@ -8,7 +8,6 @@ whole atlas it is the peak of the process, with all that it imports.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -51,7 +50,9 @@ def counts(genes: int, rows: int, columns: int, read: float = 1.0) -> np.ndarray
 def peak_bytes(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: what that says of a new process begins with the size of the one that started it.
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def measure_memory(form: str, genes: int, device: str) -> int:

@@ -47,11 +47,11 @@ from teramind.interaction.statistics import coarsened
 from teramind.interaction.truth import RemovalScore, auroc, score_map, score_removal
 
 SIZE = 2048
-MAP_PHANTOMS, SHUFFLES, OTHER_PAIRS = (5, 10, 12, 29), 3, 10
+MAP_PHANTOMS, SHUFFLES, OTHER_PAIRS = (5, 12, 29), 3, 10
 """Phantoms with cells of all pathways."""
 
 TYPES = ("granule cell", "oligodendrocyte", "astrocyte")
-REMOVAL_PHANTOM, REMOVAL_SIDE, REMOVAL_SLICES = 6, 512, (2, 4)
+REMOVAL_PHANTOM, REMOVAL_SIDE, REMOVAL_SLICES = 6, 448, (2, 4)
 SEEDS = 3
 RADIUS = 3.0  # um within which a nucleus and a cell are the same
 BLUR = 1.5  # um; standard deviation that images are smoothed with before they are read at cells

@@ -105,6 +105,7 @@ class Experiment:
         self._options = {**options, "roi": options.get("roi") or self._reached()}
         shown = Job(self.atlas, checkpoint, folder, run_options(**self._options))
         self._check_reach(shown.frame.output)
+        shown.setup().plan()  # steps, tiles and types that cannot be are told before anything is written
         self.settings = {
             "kind": KIND,
             **{name: str(value) for name, value in asdict(question).items()},

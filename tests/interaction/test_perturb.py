@@ -292,6 +292,8 @@ def test_nothing_of_what_is_replaced_stays(tmp_path, silent, checkpoint_path):
         (["--set", "a=0", "--screen", "x"], "either --set, --scale and --swap, or --screen"),
         (["--screen", os.devnull], "is empty"),
         (["--set", "a=0", "--match-radius", "0"], "matched within 0 um"),
+        (["--set", "a=0", "--steps", "7000"], "7000 DDIM steps do not"),
+        (["--set", "a=0", "--tile", "48"], "48"),
         (["--set", "d=0"], "panel of 3 genes lacks d"),
         (["--set", "a=0", "--seeds", "0"], "0 seeds make no image"),
         (["--set", "a=0", "--nuclear-stain", "NeuN"], "no stain NeuN"),
