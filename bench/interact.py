@@ -1,8 +1,8 @@
 """Interaction maps: memory of the asked rows against whole matrices, throughput, and what a brain takes.
 
 ``python bench/interact.py [--genes 500] [--device cpu]``. Memory is the peak above the start of a fresh process (of the
-device's allocator on a GPU), for as many patches at once as fill a batch; both forms see the same patches. For maps of a
-whole atlas it is the peak of the process, with all that it imports.
+device's allocator on a GPU), for as many patches at once as fill a batch; both forms see the same patches. For maps of
+a whole atlas it is the peak of the process, with all that it imports.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from teramind.evaluate import shuffle_genes
 from teramind.evaluate.nuclei import match_nuclei
 from teramind.evaluate.sources import GeneratedImage
 from teramind.interaction.changes import SetGene
-from teramind.interaction.effects import Effect
+from teramind.interaction.effects import EVERYWHERE, Effect
 from teramind.interaction.experiment import Experiment, Question
 from teramind.interaction.maps import MapSource
 from teramind.interaction.statistics import coarsened
@@ -262,7 +262,7 @@ def tell_removal(arguments: argparse.Namespace, pixel_size: float, patch: int, f
     print(f"\n{'removed':<18} {'quantity':<32} {'effect':>8} {'95 % of it':>18} {'noise floor':>12}  beyond it")
     for name, rows in effects.items():
         for row in rows:
-            if row.quantity in SHOWN:
+            if row.zone == EVERYWHERE and row.quantity in SHOWN:
                 span = f"{row.low:.2f} to {row.high:.2f}"
                 figures = f"{row.effect:8.2f} {span:>18} {row.noise_floor:12.2f}"
                 print(f"{name:<18} {row.quantity:<32} {figures}  {'yes' if row.beyond_noise else 'no'}")
