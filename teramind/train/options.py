@@ -42,6 +42,7 @@ class Options:
     cap: float = option(300.0, "largest weight (velocity)")
     deviation: float = option(1.0, "standard deviation of the images, scaled to -1..1 (velocity)")
     paths: str = option("both", "boundary leaves out the decoder that inference does not use", choices=PATHS)
+    border: float = option(1.0, "weight of the outermost pixels of patches, which are learned last", metavar="WEIGHT")
     region: int = option(2, "encoder patches on a side of what is looked at in a crop")
     context: str = option("crop", "what is seen beyond a crop: nothing, or the atlas", choices=CONTEXTS)
     init: str = option("fresh", "initial weights: fresh, fast, or those of a checkpoint", metavar="INIT")
@@ -82,7 +83,7 @@ class Options:
         for name in ("warmup", "sample_every", *(["steps"] if self.steps is not None else [])):
             integer_between(name, getattr(self, name), 0, LARGEST)
         integer_between("seed", self.seed, 0, 2**64 - 1)
-        for name in ("lr", "gamma", "cap", "deviation", "clip"):
+        for name in ("lr", "gamma", "cap", "deviation", "border", "clip"):
             self._require(getattr(self, name) > 0, name, "a positive number")
         for name in ("weight_decay", "snapshot_minutes"):
             self._require(getattr(self, name) >= 0, name, "0 or more")

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from teramind.atlas.store import Atlas
+from teramind.diffusion.loss import Paths
 from teramind.engine.lock import OutputLock
 from teramind.engine.panel import match_genes
 from teramind.engine.sizes import parse_bytes
@@ -75,7 +77,14 @@ def train(
         if own.first:
             stack.enter_context(OutputLock(output))
         data = Data.open([Path(atlas) for atlas in atlases], options, dict(model or {}))
-        return stack.enter_context(_loop(output, data, options, own, resume=resume)).execute()
+        loop = stack.enter_context(_loop(output, data, options, own, resume=resume))
+        try:
+            return loop.execute()
+        except BackendCompilerFailed as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"the network cannot be compiled on this machine ({reason}); leave out --compile"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -204,7 +213,8 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
     if options.compile:
         learner.net.compile(dynamic=False)
     weights = loss_weights(options.loss, options.gamma, options.cap, options.deviation)
-    objective = Objective(learner.net, weights, options.paths, BEYOND[options.context]).to(own.device)  # type: ignore[arg-type]
+    paths: Paths = options.paths  # type: ignore[assignment]
+    objective = Objective(learner.net, weights, paths, BEYOND[options.context], options.border).to(own.device)
     held_out = pictures = None
     if own.first:
         if data.held_out:

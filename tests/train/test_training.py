@@ -283,6 +283,7 @@ def test_what_is_refused(tmp_path, atlas_path, write_atlas, model, options, whol
         ({"betas": (0.9, 1.0)}, "betas is .0.9, 1.0.; it has to be at least 0 and below 1"),
         ({"betas": [0.9]}, "betas is .0.9,.; it has to be of the type"),
         ({"lr": "high"}, "lr is 'high'; it has to be of the type float"),
+        ({"compile": 1}, "compile is 1; it has to be of the type bool"),
         ({"steps": True}, "steps is True; it has to be of the type int"),
         ({"average": 1.0}, "average is 1.0"),
         ({"lr": -1.0}, "lr is -1.0; it has to be a positive number"),
@@ -331,6 +332,32 @@ def test_half_precision_learns_the_same(tmp_path, atlas_path, model, options, dt
         losses.append(np.array([line["loss"] for line in lines(tmp_path / name)]))
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=0.02)
     assert np.isfinite(losses[1]).all()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path, atlas_path, write_atlas, model, options):
+    """Sums run in another order: 1e-4 in the loss. Tests and pictures are not compiled; it can be resumed without."""
+    settings = {
+        "held_out": str(write_atlas(tmp_path / "held_out.zarr", seed=5)),
+        "evaluate_every": 2,
+        "held_out_crops": 4,
+        "sample_every": 2,
+    }
+    whole, compiled = tmp_path / "whole", tmp_path / "compiled"
+    train([atlas_path], whole, options(steps=4, **settings), model)
+    train([atlas_path], compiled, options(steps=2, compile=True, **settings), model)
+    train([atlas_path], compiled, options(steps=4, **settings), model, resume=True)
+    for kind in ("train", "held_out"):
+        losses = [[line["loss"] for line in lines(run, kind)] for run in (whole, compiled)]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_a_machine_that_cannot_compile_is_told_so(tmp_path, atlas_path, model, options, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    with pytest.raises(InputError, match=r"cannot be compiled on this machine .*; leave out --compile"):
+        train([atlas_path], tmp_path / "run", options(steps=1, compile=True), model)
 
 
 def test_tensorboard_shows_the_log(tmp_path, atlas_path, model, options):
