@@ -36,6 +36,7 @@ TRAINING: dict[str, Any] = {
     "cap": 150.0,
     "paths": "boundary",
     "border": 6.0,
+    "centre_every": 250,
     "region": 3,
     "context": "atlas",
     "optimizer": "adamw",

@@ -72,8 +72,12 @@ class Objective(nn.Module):
 
     def forward(self, image: Tensor, inside: Tensor, genes: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A stacked ``Example`` -> the loss, and the errors (paths, B) at weight 1 of every timestep, no gradient."""
-        pixels = image.float() / 127.5 - 1
-        errors = denoising_errors(
-            self.net, pixels, inside.float(), genes.float(), t, noise, self.paths, self.beyond, self.border
-        )
+        errors = self.errors(self.net, image, inside, genes, t, noise)
         return (self.weights[t] * errors.sum(0)).mean(), errors.detach()
+
+    def errors(self, net: TeraMind, image: Tensor, inside: Tensor, genes: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """(paths, B): a network's errors, every timestep with weight 1."""
+        pixels = image.float() / 127.5 - 1
+        return denoising_errors(
+            net, pixels, inside.float(), genes.float(), t, noise, self.paths, self.beyond, self.border
+        )

@@ -43,6 +43,7 @@ class Options:
     deviation: float = option(1.0, "standard deviation of the images, scaled to -1..1 (velocity)")
     paths: str = option("both", "boundary leaves out the decoder that inference does not use", choices=PATHS)
     border: float = option(1.0, "weight of the outermost pixels of patches, which are learned last", metavar="WEIGHT")
+    centre_every: int = option(0, "steps between moves of means into centre taps, against seams; 0 for never")
     region: int = option(2, "encoder patches on a side of what is looked at in a crop")
     context: str = option("crop", "what is seen beyond a crop: nothing, or the atlas", choices=CONTEXTS)
     init: str = option("fresh", "initial weights: fresh, fast, or those of a checkpoint", metavar="INIT")
@@ -80,7 +81,7 @@ class Options:
         self._require(self.steps is not None or self.minutes is not None, "steps", "given, or --minutes be")
         for name in ("batch", "accumulate", "log_every", "evaluate_every", "held_out_crops", "workers"):
             integer_between(name, getattr(self, name), 1, LARGEST)
-        for name in ("warmup", "sample_every", *(["steps"] if self.steps is not None else [])):
+        for name in ("warmup", "centre_every", "sample_every", *(["steps"] if self.steps is not None else [])):
             integer_between(name, getattr(self, name), 0, LARGEST)
         integer_between("seed", self.seed, 0, 2**64 - 1)
         for name in ("lr", "gamma", "cap", "deviation", "border", "clip"):

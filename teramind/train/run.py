@@ -228,7 +228,9 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
     with ExitStack() as stack:
         log = stack.enter_context(closing(Log(output, progress.step))) if own.first else None
         loader = stack.enter_context(Loader(make, own.device, progress.step * options.accumulate, options.workers))
-        yield Loop(output, options, learner, objective, loader, own, progress, log, held_out, pictures, data.about())
+        yield Loop(
+            output, options, learner, objective, crops, loader, own, progress, log, held_out, pictures, data.about()
+        )
 
 
 def make_learner(data: Data, options: Options, device: torch.device) -> Learner:

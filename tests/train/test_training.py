@@ -45,7 +45,7 @@ def assert_same(first, second):
 
 
 # What makes a state: dropout, a moving average, parts of a step, several threads that load.
-AWKWARD = {"steps": 6, "batch": 4, "accumulate": 2, "average": 0.9, "workers": 3, "warmup": 3}
+AWKWARD = {"steps": 6, "batch": 4, "accumulate": 2, "average": 0.9, "workers": 3, "warmup": 3, "centre_every": 2}
 
 
 @pytest.fixture(scope="module")
