@@ -94,4 +94,5 @@ def test_a_signal_to_both_leaves_a_state_to_go_on_from(tmp_path, atlas_path, mod
     assert process.wait(timeout=600) == 0
     train([atlas_path], whole, options(**settings), model)
     one, two = (safetensors.torch.load_file(folder / "checkpoint.safetensors") for folder in (whole, run))
-    assert all(torch.allclose(value, two[name], atol=1e-2) for name, value in one.items())
+    # Gradients are summed in another order: 2e-6 measured, of weights that 40 steps of 1e-3 have moved.
+    assert all(torch.allclose(value, two[name], atol=2e-5) for name, value in one.items())
