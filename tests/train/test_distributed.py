@@ -18,7 +18,7 @@ from teramind.train.options import Options
 from teramind.train.run import train
 
 STEPS = 3
-SETTINGS = {"batch": 8, "steps": 1, "clip": 1e9, "seed": 3, "average": 0.5}
+SETTINGS = {"batch": 8, "steps": 1, "clip": 1e9, "seed": 3, "average": 0.5, "centre_every": 1}
 
 
 def start(atlas, run, model, *more):
@@ -72,7 +72,7 @@ def test_torchrun_leaves_our_options_alone():
 
 
 def as_arguments(settings):
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @pytest.mark.slow

@@ -470,6 +470,7 @@ def test_a_compiled_network_learns_the_same(tmp_path, atlas_path, write_atlas, m
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_compile_is_told_so(tmp_path, atlas_path, model, options, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
