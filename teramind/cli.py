@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "info": Command("teramind.atlas.info", "say what is in an atlas or a checkpoint"),
     "generate": Command("teramind.generate", "generate the tissue image of an atlas with a checkpoint"),
     "estimate": Command("teramind.engine.estimate", "say what generating would take: time, memory, disk"),
+    "impute": Command("teramind.impute.command", "impute cells, types and expression for tissue never measured"),
     "export": Command("teramind.output.export", "write an image, or a part of it, as OME-Zarr 0.4 or OME-TIFF"),
 }
 
