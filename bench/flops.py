@@ -1,12 +1,13 @@
 """Operations of one step: GFLOP per 256-px tile and z-window, counted by torch over the real network.
 
 Usage: ``python bench/flops.py``. The network runs at its published size (two stains, four gene slices) on the meta
-device, which computes nothing, along the path of inference; a multiply and an add count as two. The baseline is
+device, which computes nothing, along a GPU's path of inference; a multiply and an add count as two. The baseline is
 ``plain_baseline``, whose tiles are 256 px whatever the region.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -14,9 +15,9 @@ from plain_baseline import TILE, PlainNetwork
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from teramind.model import layers
 from teramind.model.config import BIN_SIZE, ModelConfig
 from teramind.model.network import TeraMind
+from teramind.model.policy import POLICIES
 
 TILES = (256, 512, 1024, 2048)
 
@@ -32,8 +33,8 @@ def region(config: ModelConfig, tile: int, device: str = "meta") -> tuple[Tensor
 @torch.no_grad()
 def count(net: TeraMind, tile: int, *, paired: bool = False) -> float:
     """GFLOP of one step per 256-px tile, at tiles of ``tile`` px; slices ``paired``, as on a CPU, or folded."""
-    devices = {"meta"} if paired else set()
-    with FlopCounterMode(display=False) as counter, mock.patch.object(layers, "PAIRED_DEVICES", devices):
+    policies = {"meta": replace(POLICIES["cuda"], pairs_slices=paired)}
+    with FlopCounterMode(display=False) as counter, mock.patch.dict(POLICIES, policies):
         net(*region(net.config, tile))
     return counter.get_total_flops() / 1e9 / (tile / TILE) ** 2
 

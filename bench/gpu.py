@@ -1,291 +1,162 @@
 """Everything that is measured on a GPU, in under 8 minutes: ``python bench/gpu.py``. Prints one table last.
 
-1. Parity. Every kernel against its reference in float64 on fresh random inputs, with poisoned outputs; the network
-   against the CPU in float32. A speed-up over something whose parity is red is refused, and the exit code is 1.
-2. What is reachable: the ten heaviest folded convolutions of a 1024-px tile, as cuDNN runs them.
-3. Every kernel against its reference, eager and under torch.compile, over the card's measured copy bandwidth or matrix
-   rate.
-4. The network's step at the published size, replayed as a CUDA graph.
+1. The ten heaviest folded convolutions of a 1024-px tile, as cuDNN runs them: what is reachable.
+2. Parity. The network in float32 against arrays computed with the authors' code, then every kernel against its
+   reference in float64 on fresh random inputs, with poisoned outputs. A speed-up over something whose parity is red, or
+   not known, is refused, and the exit code is 1.
+3. The network's step at the published size against the plain baseline under float16 autocast.
+4. Every kernel against its reference, eager and under torch.compile, over the card's measured copy bandwidth and matrix
+   rates; where the step's time goes; and torch.compile of the whole network.
 
-Works from a checkout, installed or not; torch and Triton are all it needs.
+A section is a process of its own with a limit of time: one that fails or hangs says so, and the others go on.
+``python bench/gpu.py SECTION ...`` runs only those. Where the environment variable OUT names a folder, table and rows
+are written there after each section. Works from a checkout, installed or not; torch and Triton are all it needs.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import teramind  # noqa: E402
 
-teramind.__path__.append(str(ROOT))  # in a checkout that is not installed, the kernels stand beside the package
+if str(ROOT) not in teramind.__path__:
+    teramind.__path__.append(str(ROOT))  # in a checkout that is not installed, the kernels stand beside the package
 
-from kernel_cases import Case, bytes_moved, cases, tensors_in  # noqa: E402
-from teramind.model.config import ModelConfig  # noqa: E402
-from teramind.model.network import TeraMind  # noqa: E402
+from gpu_sections import SECTIONS, Ceiling, Found, Parity, Row  # noqa: E402
 
-DEVICE = "cuda"
-SECONDS = 8 * 60
-TILE = 1024
-UNITS = (TILE // 256) ** 2
+SECONDS = 465
+# Seconds that a section may take; what the ones before it leave over goes to the last ones.
+LIMITS = {"ceilings": 40, "convolutions": 60, "parity": 120, "step": 140, "kernels": 80, "profile": 40}
 UNITS_A_BRAIN = 118_404 * 25 * 15  # 256-px tiles x windows x steps
 REACHABLE_MS = 4.5  # of convolutions a 256-px unit, for the target of the step to hold on an H200
-PATCH = 64
-# Relative errors, |out - ref| / |ref|: float32 is far from TF32's 3e-4; half types by their own rounding.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+H200_OVER_A100 = 989 / 312  # bfloat16 rates in the vendor's data sheets; of bandwidth (A100 40 GB) it is 4.8 / 1.56
 
 
-class Row(NamedTuple):
-    """A line of the table."""
+class Results(NamedTuple):
+    """What has been found so far."""
 
-    name: str
-    milliseconds: float
-    ratios: dict[str, float | None]  # baseline -> how many times faster; None where it was not measured
-    share: str  # of a ceiling
-
-
-class Ceilings(NamedTuple):
-    """What the card does at best, measured."""
-
-    copy: float  # bytes/s, read and written
-    matmul: dict[torch.dtype, float]  # FLOP/s
+    ceilings: dict[str, float]
+    parity: dict[str, str]  # operation -> what is wrong with it
+    rows: dict[str, list[Row]]  # by section
 
 
-# ---- time ------------------------------------------------------------------------------------------------------------
+# ---- run -------------------------------------------------------------------------------------------------------------
 
 
-def milliseconds(work: Callable[[], object], budget: float = 60) -> float:
-    """Median time of a call on the device, caches flushed between calls."""
-    from triton.testing import do_bench
-
-    return do_bench(work, warmup=20, rep=budget, return_mode="median")
-
-
-def captured(work: Callable[[], Tensor]) -> Callable[[], None]:
-    """A CUDA graph of a call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # compiles, picks algorithms and fills caches outside the graph
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+def run_section(name: str, file: Path) -> None:
+    """In a process of its own: write what a section finds, a line each, as soon as it is found."""
+    torch.set_grad_enabled(False)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with file.open("w", encoding="utf-8") as lines:
+        for found in SECTIONS[name]():
+            lines.write(json.dumps([type(found).__name__, *found]) + "\n")
+            lines.flush()
 
 
-def measure_ceilings() -> Ceilings:
-    source = torch.randn(2**30, device=DEVICE)
-    copy = 2 * source.numel() * 4 / milliseconds(source.clone) * 1e3
-    side, rates = 8192, {}
-    for dtype in (torch.bfloat16, torch.float16):
-        a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
-        rates[dtype] = 2 * side**3 / milliseconds(lambda a=a, b=b: a @ b) * 1e3
-    return Ceilings(copy, rates)
+def start_section(name: str, file: Path, seconds: float) -> None:
+    """Run a section for a time; whatever comes of it."""
+    begin = time.perf_counter()
+    try:
+        command = [sys.executable, __file__, "--write", str(file), name]
+        done = subprocess.run(command, timeout=seconds, check=False).returncode
+        end = "" if done == 0 else f" FAILED with {done}"
+    except subprocess.TimeoutExpired:
+        end = f" CUT OFF after {seconds:.0f} s"
+    print(f"[{name}: {time.perf_counter() - begin:.0f} s{end}]", flush=True)
 
 
-# ---- parity ----------------------------------------------------------------------------------------------------------
+def read_found(folder: Path) -> Results:
+    """What all sections have found so far."""
+    results = Results({}, {}, {})
+    kinds = {kind.__name__: kind for kind in (Ceiling, Parity, Row)}
+    for name in SECTIONS:
+        file = folder / f"{name}.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            kind, *values = json.loads(line)
+            collect(results, name, kinds[kind](*values))
+    return results
 
 
-def parity_of_kernels() -> dict[str, str]:
-    """Operation -> what is wrong with it; nothing where all is well."""
-    wrong = {}
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
-    for case in cases(4 * PATCH):
-        for dtype, tolerance in TOLERANCE.items():
-            arguments, options = case.build(DEVICE, dtype)
-            out = case.operation(*arguments, implementation="triton", **options)
-            wide = [widened(value) for value in arguments]
-            expected = case.operation(*wide, implementation="reference", **options)
-            for error in map(relative_error, tensors_in(out), tensors_in(expected)):
-                if not error <= tolerance:  # a NaN is wrong
-                    wrong[case.operation.__name__] = f"{case.name}, {dtype}: {error:.1e} > {tolerance:.0e}"
-    torch.use_deterministic_algorithms(False)
-    return wrong
-
-
-def widened(value: Any) -> Any:
-    """Floating-point tensors in float64."""
-    if isinstance(value, list):
-        return [widened(part) for part in value]
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def relative_error(out: Tensor, expected: Tensor) -> float:
-    out, expected = out.double(), expected.double()
-    return float((out - expected).norm() / expected.norm().clamp(min=1e-30))
-
-
-def parity_of_network() -> dict[str, str]:
-    """The network on the GPU in float32 against the CPU, and in half types against that."""
-    net = filled(ModelConfig(genes=100, base_channels=32))
-    x, genes = region(net.config, "cpu", torch.float32, 2 * PATCH)
-    t = torch.tensor([603])
-    with torch.no_grad():
-        expected = net(x, t, genes)
-        wrong = {}
-        for dtype, bound in ((torch.float32, 2e-5), (torch.float16, 2e-2), (torch.bfloat16, 2e-1)):
-            out = net.to(DEVICE, dtype)(x.to(DEVICE), t.to(DEVICE), genes.to(DEVICE)).float().cpu()
-            error = float((out - expected).abs().max() / expected.std())
-            print(f"network, {dtype}: largest error {error:.1e} of the standard deviation, bound {bound:.0e}")
-            if not error <= bound:
-                wrong["network"] = f"{dtype}: {error:.1e} > {bound:.0e} of the standard deviation"
-    return wrong
-
-
-def filled(config: ModelConfig) -> TeraMind:
-    """A network whose every weight counts: blocks start as their skip connections."""
-    torch.manual_seed(0)
-    net = TeraMind(config).eval()
-    for parameter in net.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
-    return net
-
-
-def region(config: ModelConfig, device: str, dtype: torch.dtype, side: int) -> tuple[Tensor, Tensor]:
-    """A noisy image and counts of a tile with its rim."""
-    padded = side + PATCH
-    x = torch.randn(1, config.stains, config.slices, padded, padded, device=device).to(dtype)
-    counts = torch.rand(1, config.genes, config.gene_slices, padded // 16, padded // 16, device=device)
-    return x, (-2 * counts.log()).floor().to(dtype)  # most bins hold 0 or 1
-
-
-# ---- convolutions ----------------------------------------------------------------------------------------------------
-
-
-class Convolutions(TorchDispatchMode):
-    """Collects the convolutions of a call: (input channels, output channels, kernel, height, width) -> patches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches: Counter[tuple[int, ...]] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution.default:
-            x, weight = args[:2]
-            if x.ndim == 4 and weight.shape[-1] > 1:
-                self.patches[(x.shape[1], *weight.shape[:1], *weight.shape[2:], *x.shape[2:])] += len(x)
-        return func(*args, **(kwargs or {}))
-
-
-def heaviest_convolutions(ceiling: float, count: int = 10) -> list[Row]:
-    """Time of the ten folded convolutions with the most work, channels filled up to multiples of 16."""
-    with torch.device("meta"):
-        net = TeraMind(ModelConfig()).to(torch.bfloat16).eval()
-    with torch.no_grad(), Convolutions() as found:
-        net(*meta_step(net.config, TILE))
-    work = {shape: 2 * patches * math.prod(shape) for shape, patches in found.patches.items()}
-    heaviest = sorted(work, key=work.__getitem__, reverse=True)[:count]
-    rows = []
-    for shape in heaviest:
-        taken = measure_convolution(shape, found.patches[shape])
-        inputs, outputs, height, width, side, _ = shape
-        name = f"conv {height}x{width}, {inputs} -> {outputs}, {side} px, {found.patches[shape]} patches"
-        rows.append(Row(name, taken, {}, f"{work[shape] / taken * 1e3 / ceiling:.0%} of matmul"))
-    share = sum(work[shape] for shape in heaviest) / sum(work.values())
-    unit = sum(row.milliseconds for row in rows) / UNITS
-    verdict = "reachable" if unit <= REACHABLE_MS else "out of reach with these convolutions"
-    name = f"all ten, a 256-px unit ({share:.0%} of the folded work)"
-    return [*rows, Row(name, unit, {}, f"at most {REACHABLE_MS} ms: {verdict}")]
-
-
-def measure_convolution(shape: tuple[int, ...], patches: int) -> float:
-    """Milliseconds for so many patches, as many at a time as a few GB hold."""
-    inputs, outputs = (-(-channels // 16) * 16 for channels in shape[:2])
-    kernel, size = shape[2:4], shape[4:]
-    batch = min(patches, 2**30 // (max(inputs, outputs) * math.prod(size)))
-    x, weight = (
-        torch.randn(each, device=DEVICE).to(torch.bfloat16, memory_format=torch.channels_last)
-        for each in ((batch, inputs, *size), (outputs, inputs, *kernel))
-    )
-    padding = 1 if kernel[0] == 3 else 0
-    return milliseconds(lambda: torch.nn.functional.conv2d(x, weight, padding=padding)) * patches / batch
-
-
-def meta_step(config: ModelConfig, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    x, genes = region(config, "meta", torch.bfloat16, tile)
-    return x, torch.zeros(1, device="meta"), genes
-
-
-# ---- kernels ---------------------------------------------------------------------------------------------------------
-
-
-def measure_kernel(case: Case, ceilings: Ceilings, *, compiled: bool) -> Row:
-    arguments, options = case.build(DEVICE, torch.bfloat16)
-    moved = bytes_moved(arguments, case.operation(*arguments, implementation="triton", **options))
-
-    def run(implementation: str) -> Callable[[], object]:
-        return lambda: case.operation(*arguments, implementation=implementation, **options)
-
-    taken = milliseconds(run("triton"))
-    ratios: dict[str, float | None] = {"eager": milliseconds(run("reference")) / taken, "compiled": None}
-    if compiled:
-        torch.compiler.reset()
-        try:
-            ratios["compiled"] = milliseconds(torch.compile(run("reference"))) / taken
-        except Exception as error:
-            print(f"torch.compile: {case.name}: {type(error).__name__}: {str(error).splitlines()[0]}")
-    share = f"{moved / taken * 1e3 / ceilings.copy:.0%} of copy"
-    if not case.is_memory_bound:
-        share = f"{case.flops / taken * 1e3 / ceilings.matmul[torch.bfloat16]:.0%} of matmul, {share}"
-    return Row(case.name, taken, ratios, share)
-
-
-# ---- the step --------------------------------------------------------------------------------------------------------
-
-
-def measure_step(tile: int, dtype: torch.dtype, ceilings: Ceilings) -> Row:
-    """One prediction of a tile at the published size, by units of 256 px."""
-    units = (tile // 256) ** 2
-    net = filled(ModelConfig()).to(DEVICE, dtype)
-    x, genes = region(net.config, DEVICE, dtype, tile)
-    t = torch.full((1,), 603, device=DEVICE)
-    with torch.device("meta"):
-        plain = TeraMind(net.config).to(dtype).eval()
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            plain(*meta_step(net.config, tile))
-        replay = captured(lambda: net(x, t, genes))
-    taken = milliseconds(replay, 1000) / units
-    flops = counter.get_total_flops() / units
-    hours = UNITS_A_BRAIN * taken / 3.6e6
-    share = f"{flops / taken * 1e3 / ceilings.matmul[dtype]:.0%} of matmul; a brain {hours:.0f} h"
-    name = f"step of a 256-px unit, tile {tile}, {str(dtype).removeprefix('torch.')}, {flops / 1e9:.0f} GFLOP"
-    return Row(name, taken, {}, share)
+def collect(results: Results, section: str, found: Found) -> None:
+    if isinstance(found, Ceiling):
+        results.ceilings[found.name] = found.rate
+    elif isinstance(found, Parity):
+        results.parity[found.operation] = found.wrong
+    else:
+        results.rows.setdefault(section, []).append(found)
 
 
 # ---- report ----------------------------------------------------------------------------------------------------------
 
 
-def print_table(sections: dict[str, list[Row]], wrong: dict[str, str], operations: dict[str, str]) -> None:
-    """``operations`` says which operation's parity a row stands on."""
-    print(f"\n{'':<76} {'ms':>9} {'x eager':>8} {'x comp.':>8}")
-    for title, rows in sections.items():
-        print(title)
+def table(results: Results) -> str:
+    """All rows, and what they come to."""
+    compiled = {
+        row.name.removesuffix(", compiled"): row.milliseconds for row in results.rows.get("compiled_kernels", ())
+    }
+    ratios = ("eager", "compiled", "baseline")
+    lines = [f"{'':<72} {'ms':>8} {'TFLOP/s':>8} {'of peak':>7} {'TB/s':>6} {'of copy':>7}"]
+    lines[0] += "".join(f" {'x ' + name[:5]:>7}" for name in ratios)
+    for section, rows in results.rows.items():
+        if section == "compiled_kernels":
+            continue
+        lines.append(section)
         for row in rows:
-            is_red = operations.get(row.name, "network" if row.name.startswith("step") else "") in wrong
-            ratios = [row.ratios.get(baseline) for baseline in ("eager", "compiled")]
-            cells = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-            share = row.share
-            if is_red:
-                cells, share = ["refused", "refused"], "its parity is red"
-            print(f"  {row.name:<74} {row.milliseconds:>9.3f} {cells[0]:>8} {cells[1]:>8}  {share}")
-    for name, what in wrong.items():
-        print(f"PARITY IS RED: {name}: {what}")
+            if row.name in compiled:
+                row = row._replace(ratios=row.ratios | {"compiled": compiled[row.name] / row.milliseconds})
+            lines.append(_line(row, results, ratios))
+    for operation, wrong in results.parity.items():
+        if wrong:
+            lines.append(f"PARITY IS RED: {operation}: {wrong}")
+    return "\n".join([*lines, *_conclusions(results)])
+
+
+def _line(row: Row, results: Results, ratios: Sequence[str]) -> str:
+    peak, copy = results.ceilings.get(row.dtype), results.ceilings.get("copy")
+    flops, moved = (work / row.milliseconds * 1e3 for work in (row.flops, row.bytes))
+    cells = [
+        f"{flops / 1e12:8.1f}" if flops else f"{'':8}",
+        f"{flops / peak:7.0%}" if flops and peak else f"{'':7}",
+        f"{moved / 1e12:6.2f}" if moved else f"{'':6}",
+        f"{moved / copy:7.0%}" if moved and copy else f"{'':7}",
+    ]
+    trusted = not row.operation or results.parity.get(row.operation) == ""
+    for name in ratios:
+        shown = "" if name not in row.ratios else f"{row.ratios[name]:.2f}" if trusted else "refused"
+        cells.append(f"{shown:>7}")
+    note = row.note if trusted else f"{row.note} PARITY {'RED' if results.parity.get(row.operation) else 'NOT KNOWN'}"
+    return f"  {row.name:<70} {row.milliseconds:8.3f} {' '.join(cells)}  {note}".rstrip()
+
+
+def _conclusions(results: Results) -> list[str]:
+    """The targets, and what a brain would take."""
+    lines = []
+    if (rows := results.rows.get("convolutions", [])) and rows[-1].name.startswith("these together"):
+        verdict = "reachable" if rows[-1].milliseconds <= REACHABLE_MS else "out of reach with these convolutions"
+        lines.append(f"convolutions of a unit: {rows[-1].milliseconds:.2f} ms, at most {REACHABLE_MS}: {verdict}")
+    steps = [row for row in results.rows.get("step", []) if row.operation == "network" and row.dtype != "float32"]
+    if steps and results.parity.get("network") == "":
+        best = min(steps, key=lambda row: row.milliseconds)
+        hours = UNITS_A_BRAIN * best.milliseconds / 3.6e6
+        scaled = f"{hours * H200_OVER_A100 / 8:.0f} h on 8 A100s"
+        lines += [
+            f"a brain ({UNITS_A_BRAIN / 1e6:.1f} M units) at the best step: {hours:.0f} h on this device",
+            f"if that is an H200: {scaled}, scaled by {H200_OVER_A100:.2f}, not measured",
+        ]
+    return lines
 
 
 def describe() -> str:
@@ -300,40 +171,30 @@ def describe() -> str:
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     if not torch.cuda.is_available() or torch.version.cuda is None:
         print("There is no NVIDIA GPU here: nothing was measured.", file=sys.stderr)
         return 2
+    if arguments[:1] == ["--write"]:
+        run_section(arguments[2], Path(arguments[1]))
+        return 0
     begin = time.perf_counter()
-
-    def is_late(share: float) -> bool:
-        """Whether more than a share of the time is used up."""
-        return time.perf_counter() - begin > share * SECONDS
-
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    print(describe())
-    wrong = parity_of_kernels() | parity_of_network()
-    ceilings = measure_ceilings()
-    rates = ", ".join(f"{str(dtype)[6:]} matmul {rate / 1e12:.0f} TFLOP/s" for dtype, rate in ceilings.matmul.items())
-    print(f"copy {ceilings.copy / 1e12:.2f} TB/s, {rates}")
-    convolutions = heaviest_convolutions(ceilings.matmul[torch.bfloat16])
-    torch.cuda.empty_cache()
-    steps, kernels, operations = [], [], {}
-    for tile in (512, 1024, 2048):
-        for dtype in (torch.bfloat16, torch.float16):
-            if not is_late(0.6):
-                steps.append(measure_step(tile, dtype, ceilings))
-                torch.cuda.empty_cache()
-    for case in cases(TILE):
-        if not is_late(0.95):
-            operations[case.name] = case.operation.__name__
-            kernels.append(measure_kernel(case, ceilings, compiled=not is_late(0.85)))
-            torch.cuda.empty_cache()
-    print_table({"convolutions": convolutions, "kernels, bfloat16": kernels, "network": steps}, wrong, operations)
-    print(f"{time.perf_counter() - begin:.0f} s; what is not in the table was not measured")
-    return 1 if wrong else 0
+    print(describe(), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(os.environ.get("OUT") or scratch)
+        for name in arguments or SECTIONS:
+            left = SECONDS - (time.perf_counter() - begin)
+            if left > 10:
+                start_section(name, folder / f"{name}.jsonl", min(left, LIMITS.get(name, left)))
+                (folder / "table.txt").write_text(f"{describe()}\n{table(read_found(folder))}\n", encoding="utf-8")
+        results = read_found(folder)
+    print(f"\n{describe()}\n{table(results)}")
+    rates = [
+        f"{name} {rate / 1e12:.2f} T{'B' if name == 'copy' else 'FLOP'}/s" for name, rate in results.ceilings.items()
+    ]
+    print(f"ceilings: {', '.join(rates)}; {time.perf_counter() - begin:.0f} s; what is not here was not measured")
+    return 1 if not results.parity or any(results.parity.values()) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """Tokens a second of the expression network: with keys and values kept, against reading each row anew.
 
-2,000 genes, prompts of 11 tokens, 60 genes a cell, random weights, one thread. The cell's end is made unlikely and genes
-may come in any order, so that every cell is as long. The plain decoder gets fewer cells, with which it is as fast.
-"CPU" is tokens per second of the thread's own time: what the machine gives when nothing else runs on it.
+2,000 genes, prompts of 11 tokens, 60 genes a cell, random weights, one thread. The cell's end is made unlikely and
+genes may come in any order, so that every cell is as long. The plain decoder gets fewer cells, with which it is as
+fast. "CPU" is tokens per second of the thread's own time: what the machine gives when nothing else runs on it.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def cases(tile: int) -> list[Case]:
     rows = tile // PATCH
     grid = (rows + 1, rows + 1)
     return [
-        *_gathers(rows * rows, grid),
+        *_gathers(grid),
         *(_modulation(side, rows * rows) for side in CHANNELS),
         *(_adaptive_norm(side, rows * rows) for side in (16, 8)),
         _window_attention(16, rows * rows, "gene"),
@@ -98,32 +98,26 @@ def cases(tile: int) -> list[Case]:
     ]
 
 
-def _gathers(decoder: int, grid: tuple[int, int]) -> Iterator[Case]:
-    encoder = grid[0] * grid[1]
-    for side, widths in ((64, (64,)), (16, (256,)), (8, (512,))):
-        yield _gather(f"encoder {side} px", side, widths, (encoder,), None, ())
-    for side, widths in ((64, (64, 64)), (32, (128, 128)), (16, (256, 256)), (8, (512, 512))):
-        yield _gather(f"decoder {side} px", side, widths, (decoder, encoder), grid, (False, True))
+def _gathers(grid: tuple[int, int]) -> Iterator[Case]:
+    yield _gather("one feature, 64 px", 64, 1, grid, with_genes=False)
+    for side in (64, 16, 8):
+        yield _gather(f"encoder {side} px", side, 1, grid)
+    for side in CHANNELS:
+        yield _gather(f"decoder {side} px", side, 2, grid)
 
 
-def _gather(
-    name: str,
-    side: int,
-    widths: tuple[int, ...],
-    patches: tuple[int, ...],
-    grid: tuple[int, int] | None,
-    shifted: tuple[bool, ...],
-) -> Case:
-    genes = GENE_CHANNELS[side]
+def _gather(name: str, side: int, features: int, grid: tuple[int, int], *, with_genes: bool = True) -> Case:
+    """One feature on encoder patches, or one on decoder patches and one on the grid of encoder patches around them."""
+    channels, genes = CHANNELS[side], GENE_CHANNELS[side] if with_genes else 0
 
     def build(device: str, dtype: torch.dtype) -> Call:
-        features = [
-            _random(device, dtype, count, side, side, SLICES, width)
-            for count, width in zip(patches, widths, strict=True)
-        ]
-        level = _random(device, dtype, patches[-1], side // 2, side // 2, SLICES, genes)
-        weight = _random(device, dtype, sum(widths) + genes)
-        return (features, level, weight), {"grid": grid, "shifted": shifted, "multiple": 8}
+        patches = grid[0] * grid[1] if features == 1 else (grid[0] - 1) * (grid[1] - 1)
+        of = [_random(device, dtype, patches, side, side, SLICES, channels)]
+        if features == 2:
+            of.append(_random(device, dtype, *grid, side, side, SLICES, channels))
+        level = _random(device, dtype, patches, side // 2, side // 2, SLICES, genes) if with_genes else None
+        weight = _random(device, dtype, features * channels + genes)
+        return (of, level, weight), {"multiple": 8, "concatenate": with_genes}
 
     return Case(f"gather + norm + SiLU, {name}", gather_norm_silu, build)
 

@@ -96,10 +96,14 @@ def main():
     print("kind         stored  scipy points    int32    int64  ours, 1 thread             ours, 2 threads")
     for generate in (tissue, uniform):
         best, stored = measure(*generate(options.transcripts, np.random.default_rng(0)), options.repeats)
-        row = f"{generate.__name__:8} {stored:10,} {best['points']:11.2f} s {best['int32']:6.2f} s {best['int64']:6.2f} s"
+        row = (
+            f"{generate.__name__:8} {stored:10,} {best['points']:11.2f} s {best['int32']:6.2f} s {best['int64']:6.2f} s"
+        )
         for threads in (1, 2):
             seconds = best[threads]
-            row += f"  {seconds:6.3f} s" + "".join(f"{best[kind] / seconds:5.1f}" for kind in ("points", "int32", "int64"))
+            row += f"  {seconds:6.3f} s" + "".join(
+                f"{best[kind] / seconds:5.1f}" for kind in ("points", "int32", "int64")
+            )
         print(row, flush=True)
 
 

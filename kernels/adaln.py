@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from teramind.errors import InputError
@@ -20,8 +19,9 @@ from teramind.kernels.language import (
     voxel_of,
 )
 from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
+from teramind.kernels.layout import pairs, spread
+from teramind.kernels.norms import EPSILON, is_composed, rms_factor, rms_norm, wide_type
 
-EPSILON = 1e-6
 MAX_CHANNELS = 4096  # a half-resolution voxel's channels are held in registers three times
 
 # ---- plain-torch reference -------------------------------------------------------------------------------------------
@@ -29,12 +29,12 @@ MAX_CHANNELS = 4096  # a half-resolution voxel's channels are held in registers 
 
 def adaptive_norm_reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``adaptive_norm`` in plain torch."""
-    n, h, w, z, c = x.shape
-    wide = x if x.dtype == torch.float64 else x.float()
-    normed = F.rms_norm(wide, (c,), weight.flatten().to(wide.dtype), EPSILON)
-    scale, shift = (part[:, :, None, :, None].to(wide.dtype) for part in (scale, shift))  # (N, H/2, 1, W/2, 1, Z, C)
-    modulated = normed.reshape(n, h // 2, 2, w // 2, 2, z, c) * (1 + scale) + shift
-    return modulated.reshape(x.shape).to(x.dtype)
+    if is_composed():
+        return (pairs(rms_norm(x, weight)) * (1 + spread(scale)) + spread(shift)).reshape(x.shape)
+    normed = x * rms_factor([x], None)  # (N, H, W, Z, C)
+    gain = weight.flatten() * (1 + scale.to(wide_type(x)))  # (N, H/2, W/2, Z, C)
+    torch.addcmul(spread(shift.to(gain.dtype)), pairs(normed), spread(gain), out=pairs(normed))
+    return normed.to(x.dtype)
 
 
 # ---- Triton kernels --------------------------------------------------------------------------------------------------

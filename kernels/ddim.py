@@ -30,17 +30,24 @@ def ddim_update_reference(
 ) -> tuple[Tensor, Tensor]:
     """``ddim_update`` in plain torch."""
     finite = torch.isfinite(eps).flatten(1).all(dim=1)
+    after = ddim_step(x.float(), eps.float(), alpha_cumprod, alpha_cumprod_next).to(state_dtype)
+    return after if quantise is None else to_pixels(after.float(), quantise), finite
+
+
+def ddim_step(x: Tensor, eps: Tensor, alpha_cumprod: float, alpha_cumprod_next: float) -> Tensor:
+    """The state after a step from the state before it and the predicted noise, of any shape; see ``ddim_update``."""
     factor = _Factors.between(alpha_cumprod, alpha_cumprod_next)
-    x, eps = x.float(), eps.float()
-    after = (x * factor.from_state - eps * factor.from_noise).clamp(-1, 1)
-    if alpha_cumprod_next < 1:
-        noise = (x - after * factor.signal) * factor.from_residual
-        after = after * factor.next_signal + noise * factor.next_noise
-    after = after.to(state_dtype)
-    if quantise is None:
-        return after, finite
-    scaled = (after.float() + 1) * 127.5
-    return (scaled.round() if quantise == "round" else scaled.trunc()).clamp(0, 255).to(torch.uint8), finite
+    image = (x * factor.from_state - eps * factor.from_noise).clamp(-1, 1)
+    if alpha_cumprod_next == 1:
+        return image
+    noise = (x - image * factor.signal) * factor.from_residual
+    return image * factor.next_signal + noise * factor.next_noise
+
+
+def to_pixels(image: Tensor, quantise: Quantise) -> Tensor:
+    """-1..1 -> 0..255."""
+    scaled = (image + 1) * 127.5
+    return (scaled.round() if quantise == "round" else scaled.trunc()).clamp(0, 255).to(torch.uint8)
 
 
 class _Factors(NamedTuple):

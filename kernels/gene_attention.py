@@ -14,8 +14,8 @@ from teramind.kernels.attention import attention_weights, store_weighted_values
 from teramind.kernels.dispatch import Implementation, Verdict, use_triton
 from teramind.kernels.language import jit, tl
 from teramind.kernels.launch import SMALLEST_DOT, channel_chunk, channel_rows, channel_vector, next_power_of_2
+from teramind.kernels.norms import EPSILON, rms_norm, wide_type
 
-EPSILON = 1e-6
 MOST_GENES = 512  # as keys, which the weights of the smallest block of queries leave registers for
 
 # ---- plain-torch reference -------------------------------------------------------------------------------------------
@@ -23,20 +23,15 @@ MOST_GENES = 512  # as keys, which the weights of the smallest block of queries 
 
 def gene_gene_attention_reference(query: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """``gene_gene_attention`` in plain torch."""
-    normed = _norm(query, weight).to(query.dtype)
+    normed = rms_norm(query, weight)
     return F.scaled_dot_product_attention(normed, normed, value, scale=1 / query.shape[-1])
 
 
 def gene_attention_rows_reference(query: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """``gene_attention_rows`` in plain torch."""
-    normed = _norm(query, weight)
+    normed = rms_norm(query, weight).to(wide_type(query))
     logits = normed[:, rows.long()] @ normed.transpose(1, 2) / query.shape[-1]
     return torch.softmax(logits, dim=-1)
-
-
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
-    return F.rms_norm(wide, wide.shape[-1:], weight.flatten().to(wide.dtype), EPSILON)
 
 
 # ---- Triton kernels --------------------------------------------------------------------------------------------------

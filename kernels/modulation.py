@@ -21,19 +21,22 @@ from teramind.kernels.language import (
     voxel_of,
 )
 from teramind.kernels.launch import channel_rows, channel_vector, fitting_rows, next_power_of_2
+from teramind.kernels.norms import EPSILON, is_composed, normalise, silu_in_place, wide_type
 
-EPSILON = 1e-6
 MAX_CHANNELS = 8192  # a voxel's channels are held in registers together
 
 # ---- plain-torch reference -------------------------------------------------------------------------------------------
 
 
-def modulated_silu_reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def modulated_silu_reference(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *, planes: bool = False
+) -> Tensor:
     """``modulated_silu`` in plain torch."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    scale, shift = (part[:, None, None, None].to(wide.dtype) for part in (scale, shift))  # (N, 1, 1, 1, C)
-    normed = F.rms_norm(wide, wide.shape[-1:], weight.flatten().to(wide.dtype), EPSILON)  # (N, H, W, Z, C)
-    return F.silu(normed * (1 + scale) + shift).to(x.dtype)
+    scale, shift = (part[:, None, None, None].to(wide_type(x)) for part in (scale, shift))  # (N, 1, 1, 1, C)
+    normed = normalise(x, weight.flatten() * (1 + scale), shift)  # (N, H, W, Z, C)
+    if is_composed():
+        return F.silu(normed.to(x.dtype))
+    return silu_in_place(normed, x.dtype, planes)
 
 
 # ---- Triton kernels --------------------------------------------------------------------------------------------------
@@ -113,7 +116,13 @@ def _modulated_silu_triton(x: Tensor, weight: Tensor, scale: Tensor, shift: Tens
 
 
 def modulated_silu(
-    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *, implementation: Implementation | None = None
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    planes: bool = False,
+    implementation: Implementation | None = None,
 ) -> Tensor:
     """``SiLU(RMSNorm(x) * (1 + scale) + shift)``, statistics and arithmetic in float32, rounded once.
 
@@ -122,10 +131,11 @@ def modulated_silu(
         weight: of the norm, C elements in any shape.
         scale: one row a sample, (N, C); an expanded row is read as it is.
         shift: as ``scale``.
+        planes: the reference may lay its result out plane by plane, see ``silu_in_place``.
         implementation: see ``dispatch``.
 
     Returns:
-        (N, H, W, Z, C), contiguous, in the type of ``x``.
+        (N, H, W, Z, C) in the type of ``x``.
 
     Raises:
         InputError: shapes that do not fit together, or kernels asked for by name that cannot run.
@@ -139,4 +149,4 @@ def modulated_silu(
     limits = Verdict(expected[1] <= MAX_CHANNELS, f"{expected[1]} channels are more than their {MAX_CHANNELS}")
     if use_triton("modulated_silu", implementation, (x, weight, scale, shift), limits):
         return _modulated_silu_triton(x, weight, scale, shift)
-    return modulated_silu_reference(x, weight, scale, shift)
+    return modulated_silu_reference(x, weight, scale, shift, planes=planes)

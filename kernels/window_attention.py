@@ -16,8 +16,9 @@ from teramind.kernels.attention import attention_weights, store_weighted_values
 from teramind.kernels.dispatch import Implementation, Verdict, use_triton
 from teramind.kernels.language import jit, row_offsets, tl, voxel_of
 from teramind.kernels.launch import SMALLEST_DOT, channel_chunk, channel_rows, channel_vector, next_power_of_2
+from teramind.kernels.layout import upsample
+from teramind.kernels.norms import EPSILON, rms_norm
 
-EPSILON = 1e-6
 MOST_KEYS = 512  # that the weights of the smallest block of queries leave registers for
 
 # ---- plain-torch reference -------------------------------------------------------------------------------------------
@@ -28,20 +29,15 @@ def gene_morph_attention_reference(
 ) -> Tensor:
     """``gene_morph_attention`` in plain torch."""
     if key.shape[1] == query.shape[1]:
-        value = value.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    q, k = _quadrants(_norm(query, query_weight)), _quadrants(_norm(key, key_weight))
+        value = upsample(value)
+    q, k = _quadrants(rms_norm(query, query_weight)), _quadrants(rms_norm(key, key_weight))
     out = F.scaled_dot_product_attention(q, k, _quadrants(value), scale=1 / query.shape[-1])
     n, h, w, z, c = query.shape
     return out.reshape(n, 2, 2, h // 2, w // 2, z, c).transpose(2, 3).reshape(n, h, w, z, c)
 
 
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
-    return F.rms_norm(wide, wide.shape[-1:], weight.flatten().to(wide.dtype), EPSILON).to(x.dtype)
-
-
 def _quadrants(x: Tensor) -> Tensor:
-    """(N, H, W, Z, C) -> (N, 4, H/2 * W/2 * Z, C)."""
+    """(N, H, W, Z, C) -> (N, 4, H/2 * W/2 * Z, C): the tokens of each quadrant."""
     n, h, w, z, c = x.shape
     return x.reshape(n, 2, h // 2, 2, w // 2, z, c).transpose(2, 3).reshape(n, 4, -1, c)
 

@@ -25,9 +25,14 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "ingest": Command("teramind.atlas.ingest", "read a MERSCOPE, Xenium or tile folder into an atlas store"),
+    "phantom": Command("teramind.atlas.phantom.command", "make a phantom brain: an atlas whose truth is known"),
     "info": Command("teramind.atlas.info", "say what is in an atlas or a checkpoint"),
     "generate": Command("teramind.generate", "generate the tissue image of an atlas with a checkpoint"),
+    "train": Command("teramind.train.command", "train a network on atlases"),
     "estimate": Command("teramind.engine.estimate", "say what generating would take: time, memory, disk"),
+    "evaluate": Command("teramind.evaluate.command", "compare generated images with the true ones: figures, report"),
+    "interact": Command("teramind.interaction.interact", "map which genes attend to each other, and where"),
+    "perturb": Command("teramind.interaction.perturb", "change genes and see what changes in the tissue"),
     "impute": Command("teramind.impute.command", "impute cells, types and expression for tissue never measured"),
     "export": Command("teramind.output.export", "write an image, or a part of it, as OME-Zarr 0.4 or OME-TIFF"),
 }

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from teramind.callable_module import make_callable
 from teramind.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def generate(
     *,
     genes: str | os.PathLike[str] | Sequence[str] | None = None,
     missing_genes: Missing = "error",
+    map_genes: str | os.PathLike[str] | None = None,
     workers: int = 1,
     snapshot_minutes: float = 20.0,
     scratch: str | os.PathLike[str] | None = None,
@@ -76,6 +77,9 @@ def generate(
         genes: names in the order of the network's gene axis (a list, or a file with one a line), for checkpoints that
             carry none.
         missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
+        map_genes: CSV file of two columns that pairs the network's genes with those of an atlas of other names, for
+            instance of another species; or ``mouse_human_81``, the published panel's. Genes that the atlas lacks read
+            as zero.
         workers: on a CPU, how many tiles to work on at once.
         snapshot_minutes: time between snapshots that ``resume`` goes on from; 0 for none but at a signal.
         scratch: folder for state that does not fit in memory; the output's by default.
@@ -97,8 +101,8 @@ def generate(
     options = run_options(
         roi=roi, slices=slices, border=border, steps=steps, seed=seed, device=device, dtype=dtype,
         state_dtype=state_dtype, noise=noise, tile=tile, memory=memory, skip_below=skip_below, quantise=quantise,
-        genes=genes, missing_genes=missing_genes, workers=workers, snapshot_minutes=snapshot_minutes, scratch=scratch,
-        format=format, progress=progress,
+        genes=genes, missing_genes=missing_genes, map_genes=map_genes, workers=workers,
+        snapshot_minutes=snapshot_minutes, scratch=scratch, format=format, progress=progress,
     )  # fmt: skip
     return Job(atlas, checkpoint, Path(output), options).run(resume=resume, overwrite=overwrite)
 
@@ -121,9 +125,14 @@ def run_options(**given: Any) -> Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments: names and defaults are those of ``generate``."""
     option = _adder(parser)
-    parser.add_argument("atlas", help="atlas store (teramind ingest makes one)")
-    parser.add_argument("output", help="folder to write, e.g. brain.ome.zarr")
-    parser.add_argument("--checkpoint", required=True, help="network: .safetensors, or the reference's .ckpt")
+    parser.add_argument("atlas", nargs="?", help="atlas store (teramind ingest makes one)")
+    parser.add_argument("output", nargs="?", help="folder to write, e.g. brain.ome.zarr")
+    parser.add_argument("--checkpoint", help="network: .safetensors, or the reference's .ckpt")
+    parser.add_argument(
+        "--demo",
+        metavar="FOLDER",
+        help="instead of all that: make a phantom brain, generate it with the network that comes along, and compare",
+    )
     add_run_options(parser)
     option("resume", "go on with an unfinished output", action="store_true")
     option("overwrite", "replace an output that is there", action="store_true")
@@ -153,6 +162,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     option("quantise", "to uint8", choices=("round", "truncate"))
     option("genes", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
     option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
+    option("map_genes", "pairs of the network's and the atlas' names for a gene, or mouse_human_81", metavar="FILE")
     option("workers", "tiles worked on at once on a CPU", type=int)
 
 
@@ -169,22 +179,29 @@ def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
 
 def run(arguments: argparse.Namespace) -> int:
     """The command."""
-    report = generate(**vars(arguments))
-    sys.stdout.write(report.summary() + "\n")
+    given = vars(arguments)
+    demo = given.pop("demo")
+    if demo is not None:
+        return _demonstrate(demo, given)
+    for name, what in (("atlas", "ATLAS"), ("output", "OUTPUT"), ("checkpoint", "--checkpoint FILE")):
+        if given[name] is None:
+            raise InputError(f"{what} is missing: give ATLAS OUTPUT --checkpoint FILE, or --demo FOLDER")
+    sys.stdout.write(generate(**given).summary() + "\n")
     return 0
 
 
-class _CallableModule(ModuleType):
-    """Lets ``teramind.generate`` be both this module (``python -m teramind.generate``) and the function in it.
+def _demonstrate(folder: str, given: dict[str, Any]) -> int:
+    """The demonstration, with those of the command's options that mean something to it."""
+    from teramind.demo import demonstrate
 
-    Importing a submodule binds its name in the package, over whatever the package offers under that name.
-    """
+    if given["atlas"] is not None:
+        raise InputError(f"--demo makes its own atlas, but {given['atlas']} was given: leave out one of the two")
+    own = {name: given[name] for name in ("checkpoint", "steps", "device", "progress") if given[name] is not None}
+    sys.stdout.write(demonstrate(folder, **own).summary() + "\n")
+    return 0
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return generate(*arguments, **options)
 
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__)
 
 if __name__ == "__main__":
     from teramind.cli import run_command

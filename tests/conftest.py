@@ -1,52 +1,13 @@
-import json
+import multiprocessing
 import os
-import zlib
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 
-from teramind.model.config import ModelConfig
-from teramind.model.network import TeraMind
-
-DATA = Path(__file__).parent / "data"
-
-
-class Fixture:
-    """Arrays computed with the authors' code, and a network filled with the same weights (tests/data/README.md)."""
-
-    def __init__(self, name):
-        with np.load(DATA / f"{name}.npz") as arrays:
-            self.arrays = {key: arrays[key] for key in arrays.files if key != "config"}
-            self.description = json.loads(bytes(arrays["config"]))
-        names = ("patch_size", "genes", "gene_slices", "stains", "base_channels", "embed_channels")
-        self.config = ModelConfig(**{key: self.description[key] for key in names})
-
-    def __getitem__(self, key):
-        return torch.from_numpy(self.arrays[key])
-
-    def state_dict(self):
-        return {
-            name: torch.from_numpy(fixture_weight(name, shape, self.description["weight_seed"]))
-            for name, shape in self.description["state_dict"]
-        }
-
-    def network(self):
-        net = TeraMind(self.config)
-        net.load_upstream_state_dict(self.state_dict())
-        return net.eval()
-
-
-def fixture_weight(name, shape, seed):
-    z = np.random.Generator(np.random.Philox(key=[zlib.crc32(name.encode()), seed])).standard_normal(
-        shape, dtype=np.float32
-    )
-    if len(shape) == 1 and name.endswith("bias"):
-        return 0.02 * z
-    if len(shape) == 1 or (len(shape) == 4 and shape[0] == 1):
-        return 1 + 0.1 * z
-    return z / np.float32(np.sqrt(np.prod(shape[1:])))
+from parity_data import Fixture, relative_error
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +26,20 @@ def shared_data():
     return folder
 
 
-def relative_error(actual, expected):
-    """Largest deviation in units of the expected array's standard deviation."""
-    return ((actual - expected).abs().max() / expected.std()).item()
-
-
 @pytest.fixture(scope="session")
 def deviation():
     return relative_error
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """A process in which Triton interprets kernels, on CPU tensors; it runs functions that can be imported.
+
+    The interpreter has to be chosen before Triton is imported, and a process that has chosen it can compile nothing: so
+    this process stays as users have it.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
+            # Starts the process. Torch's own poison: memory of torch.empty is filled with NaN, or the largest integer.
+            pool.submit(torch.use_deterministic_algorithms, True).result()
+        yield pool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from teramind.diffusion.schedule import alphas_cumprod
 from teramind.model.config import BIN_SIZE
 from teramind.model.network import TeraMind
+
+Paths = Literal["both", "boundary"]
 
 
 def training_loss(
@@ -25,15 +29,54 @@ def training_loss(
         window: row and column of the 2 x 2 window of encoder patches on the padded grid, 0 .. n-1 and 0 .. m-1.
     """
     size = net.config.patch_size
-    margin = size // 2
-    abar = torch.as_tensor(alphas_cumprod(), device=image.device)[t].to(image.dtype).reshape(-1, 1, 1, 1, 1)
-    inside = F.pad(torch.ones_like(image[:1, :1, :1]), (margin,) * 4)  # (1, 1, 1, nP+P, mP+P)
-    noisy = (F.pad(image, (margin,) * 4) * abar.sqrt() + noise * (1 - abar).sqrt()) * inside
-    counts = F.pad(genes, (margin // BIN_SIZE,) * 4)
-
     rows, columns = (slice(start * size, (start + 2) * size) for start in window)
     bin_rows, bin_columns = (slice(part.start // BIN_SIZE, part.stop // BIN_SIZE) for part in (rows, columns))
-    target, mask = noise[..., rows, columns], inside[..., rows, columns]
-    boundary, unshifted = net(noisy[..., rows, columns], t, counts[..., bin_rows, bin_columns], paths="both")
-    centre = target[..., margin:-margin, margin:-margin]
-    return F.mse_loss(boundary, centre) + (mask * (target - unshifted) ** 2).mean()
+    margin = (size // 2,) * 4
+    errors = denoising_errors(
+        net,
+        F.pad(image, margin)[..., rows, columns],
+        F.pad(torch.ones_like(image[:1, :1, :1]), margin)[..., rows, columns],
+        F.pad(genes, (size // 2 // BIN_SIZE,) * 4)[..., bin_rows, bin_columns],
+        t,
+        noise[..., rows, columns],
+    )
+    return errors.sum(0).mean()
+
+
+def denoising_errors(
+    net: TeraMind,
+    image: Tensor,
+    inside: Tensor,
+    genes: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    paths: Paths = "both",
+    beyond: float = 0.0,
+) -> Tensor:
+    """Mean squared noise error of each region, on each path: what every training objective is made of.
+
+    A mean runs over all elements of a region, those outside the crop included, as in the reference.
+
+    Args:
+        net: the network.
+        image: (B, S, Z, H+P, W+P) padded regions of crops, scaled to -1..1.
+        inside: (B or 1, 1, 1, H+P, W+P), 1 within the crop and 0 beyond it.
+        genes: (B, G, Zg, (H+P)/16, (W+P)/16) counts, zero beyond the crop.
+        t: (B,) timesteps.
+        noise: (B, S, Z, H+P, W+P) standard normals.
+        paths: "both", or "boundary" to leave out the decoder on unshifted patches, which only the reference's
+            training needs.
+        beyond: what the network sees beyond the crop: 0 in the reference's training, -1 when it generates.
+
+    Returns:
+        (2, B) for both paths, the boundary-aware one first; (1, B) for it alone.
+    """
+    margin = net.config.patch_size // 2
+    abar = torch.as_tensor(alphas_cumprod(), device=image.device)[t].to(image.dtype).reshape(-1, 1, 1, 1, 1)
+    noisy = (image * abar.sqrt() + noise * (1 - abar).sqrt()) * inside + beyond * (1 - inside)
+    centre = noise[..., margin:-margin, margin:-margin]
+    if paths == "boundary":
+        return ((net(noisy, t, genes) - centre) ** 2).flatten(1).mean(1)[None]
+    boundary, unshifted = net(noisy, t, genes, paths="both")
+    squares = (boundary - centre) ** 2, inside * (unshifted - noise) ** 2
+    return torch.stack([square.flatten(1).mean(1) for square in squares])

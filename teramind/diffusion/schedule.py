@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from teramind.errors import InputError
+from teramind.kernels.ddim import ddim_step
 
 TRAINING_STEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
@@ -37,18 +36,16 @@ class DDIMSchedule:
         self.timesteps: NDArray[np.int64] = np.arange(0, TRAINING_STEPS, stride)[::-1].copy()
         self.alphas_cumprod: NDArray[np.float64] = alphas_cumprod()[self.timesteps]
 
+    def following(self, i: int) -> float:
+        """Abar after step ``i``: that of the next step, 1 after the last."""
+        return float(self.alphas_cumprod[i + 1]) if i + 1 < self.steps else 1.0
+
     def step(self, x: Tensor, eps: Tensor, i: int) -> Tensor:
         """The state after step ``i`` (0 .. steps-1) from the state before it and the predicted noise; any shape.
 
         The predicted image is clipped to -1..1 and the noise recomputed from it; the last step gives that image.
         """
-        abar = float(self.alphas_cumprod[i])
-        abar_next = float(self.alphas_cumprod[i + 1]) if i + 1 < self.steps else 1.0
-        image = (x * (1 / math.sqrt(abar)) - eps * math.sqrt(1 / abar - 1)).clamp(-1, 1)
-        if abar_next == 1.0:
-            return image
-        noise = (x - image * math.sqrt(abar)) * (1 / math.sqrt(1 - abar))
-        return image * math.sqrt(abar_next) + noise * math.sqrt(1 - abar_next)
+        return ddim_step(x, eps, float(self.alphas_cumprod[i]), self.following(i))
 
 
 def _stride(steps: int) -> int:

@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teramind import kernels
 from teramind.diffusion.schedule import DDIMSchedule
 from teramind.engine.transfer import Staged, Transfers
 from teramind.errors import ComputationError, InputError
+from teramind.kernels.ddim import Quantise
 from teramind.model.network import TeraMind
 
 logger = logging.getLogger(__name__)
 
 StateDtype = Literal["float16", "float32"]
-Quantise = Literal["round", "truncate"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -93,6 +94,7 @@ class NetworkDenoiser:
         self.schedule = DDIMSchedule(steps)
         self.steps = steps
         self.state_dtype = np.dtype(state_dtype)
+        self._state_type = getattr(torch, state_dtype)
         self.quantise = quantise
         self._transfers = Transfers(self.device)
 
@@ -123,17 +125,21 @@ class NetworkDenoiser:
     @torch.no_grad()
     def _advance(self, batch: Staged, step: int, names: Sequence[str]) -> Staged:
         margin = self.net.config.patch_size // 2
+        is_last = step == self.steps - 1
         with on_device(self.device):
-            x, counts = self._transfers.arrived(batch)
-            x = x.to(torch.float32)  # (B, S, Z, h+P, w+P)
+            x, counts = self._transfers.arrived(batch)  # (B, S, Z, h+P, w+P)
             t = torch.full((len(x),), int(self.schedule.timesteps[step]), device=self.device)
             with full_float32(self.device):
-                eps = self.net(x, t, counts).float()  # (B, S, Z, h, w)
-            self._check(eps, step, names)
-            after = self.schedule.step(x[..., margin:-margin, margin:-margin], eps, step)
-            after = after.to(torch.from_numpy(np.empty(0, self.state_dtype)).dtype)
-            if step == self.steps - 1:
-                after = to_uint8(after.float(), self.quantise)
+                eps = self.net(x, t, counts)  # (B, S, Z, h, w)
+            after, finite = kernels.ddim_update(
+                x[..., margin:-margin, margin:-margin],
+                eps,
+                float(self.schedule.alphas_cumprod[step]),
+                self.schedule.following(step),
+                state_dtype=self._state_type,
+                quantise=self.quantise if is_last else None,
+            )
+            self._check(finite, step, names)
             return self._transfers.computed(after)
 
     @contextmanager
@@ -159,10 +165,9 @@ class NetworkDenoiser:
         self.net.limit_patch_batch(batch // 2)
         logger.warning("%s is out of memory: going on with %d patches at a time", self.device, batch // 2)
 
-    def _check(self, eps: Tensor, step: int, names: Sequence[str]) -> None:
-        """Stop at a NaN or Inf now: the clip of the update would hide it."""
-        finite = torch.isfinite(eps).flatten(1).all(dim=1).tolist()
-        bad = [name for name, good in zip(names, finite, strict=True) if not good]
+    def _check(self, finite: Tensor, step: int, names: Sequence[str]) -> None:
+        """Stop at a NaN or Inf in the prediction; the clip of the update has hidden it from the result."""
+        bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
         if bad:
             raise ComputationError(
                 f"the prediction is not finite at step {step} (t = {self.schedule.timesteps[step]}) in {bad[0]}; "
@@ -177,12 +182,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; it has to be auto or one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def to_uint8(image: Tensor, quantise: Quantise) -> Tensor:
-    """-1..1 -> 0..255."""
-    scaled = (image + 1) * 127.5
-    return (scaled.round() if quantise == "round" else scaled.trunc()).clamp(0, 255).to(torch.uint8)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ from teramind.diffusion.upstream_noise import tile_noise_field
 from teramind.engine.denoise import Denoiser, NetworkDenoiser, resolve_dtype
 from teramind.engine.frame import Border, Frame, as_rectangle, as_slices, describe, windows
 from teramind.engine.inputs import GeneReader, Noise
+from teramind.engine.orthologs import read_pairs
 from teramind.engine.panel import Missing, Panel, match_genes
 from teramind.engine.plan import Rectangle, TilePlan
 from teramind.engine.report import RunReport
@@ -63,6 +64,7 @@ class Options:
     quantise: Any
     genes: str | os.PathLike[str] | Sequence[str] | None
     missing_genes: Missing
+    map_genes: str | os.PathLike[str] | None
     workers: int
     snapshot_minutes: float
     scratch: str | os.PathLike[str] | None
@@ -107,7 +109,11 @@ class Job:
         names: Any = self.options.genes if self.options.genes is not None else self.meta.get("genes")
         if isinstance(names, str | os.PathLike):
             names = read_genes(Path(names))
-        return match_genes(names, self.config.genes, self.atlas.genes, self.options.missing_genes)
+        table = self.options.map_genes
+        pairs = None if table is None else read_pairs(table)
+        # Panels of two species share a part of their genes: what the table does not pair is missing by its nature.
+        missing: Missing = self.options.missing_genes if pairs is None else "zero"
+        return match_genes(names, self.config.genes, self.atlas.genes, missing, pairs)
 
     def _check_pixel_size(self) -> None:
         trained = self.meta.get("pixel_size")
@@ -209,6 +215,7 @@ class Job:
             "checkpoint": checkpoint_hash(self.checkpoint),
             "genes": self.panel.names,
             "missing_genes": options.missing_genes,
+            "map_genes": dict(self.panel.mapped) if options.map_genes else None,
             "region": describe(self.frame.target),
             "slices": list(self.slices),
             "border": options.border,
@@ -236,24 +243,30 @@ class Job:
     def _create_output(self, identity: Mapping[str, Any], overwrite: bool) -> OutputWriter:
         first, end = self.slices
         z = self.atlas.slice_z
-        # A single slice has no spacing, but the format wants one; a cube is the least misleading.
-        spacing = float(np.median(np.diff(z))) if len(z) > 1 else self.atlas.pixel_size
         pixel = self.atlas.pixel_size
         area = self.frame.output
         return OutputWriter(
             self.output,
             shape=(self.config.stains, end - first, *area.shape),
-            pixel_size=(spacing, pixel, pixel),
+            pixel_size=(z_spacing(self.atlas), pixel, pixel),
             translation=(z[first], area.y0 * pixel, area.x0 * pixel),
             stains=self.stains,
             parameters={
                 **identity,
+                "patch_size": self.config.patch_size,
                 "slice_z": z[first:end],
                 "z_spacing_known": len(z) > 1,
                 "checkpoint_name": self.checkpoint.name,
             },
             overwrite=overwrite,
         )
+
+
+def z_spacing(atlas: Atlas) -> float:
+    """Distance of an atlas' slices, um, for formats that want one number."""
+    z = atlas.slice_z
+    # A single slice has no spacing; a cube is the least misleading.
+    return float(np.median(np.diff(z))) if len(z) > 1 else atlas.pixel_size
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teramind.engine.orthologs import partners
 from teramind.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -25,12 +26,14 @@ class Panel:
         columns: (G,) index into the atlas's genes, -1 for a gene that is not there and reads as zero.
         missing: names that are not in the atlas.
         unused: names of the atlas that the network does not know.
+        mapped: genes of the network that stand under another name in the atlas -> that name.
     """
 
     names: list[str] | None
     columns: NDArray[np.int64]
     missing: list[str]
     unused: list[str]
+    mapped: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, counts: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """(atlas genes, Zg, h, w) -> (G, Zg, h, w) in the network's order."""
@@ -41,7 +44,13 @@ class Panel:
         return selected
 
 
-def match_genes(network: Sequence[str] | None, size: int, atlas: Sequence[str], missing: Missing = "error") -> Panel:
+def match_genes(
+    network: Sequence[str] | None,
+    size: int,
+    atlas: Sequence[str],
+    missing: Missing = "error",
+    pairs: Collection[tuple[str, str]] | None = None,
+) -> Panel:
     """Match by name; without names, equal counts are taken to be in the same order, and that is said.
 
     Args:
@@ -49,8 +58,17 @@ def match_genes(network: Sequence[str] | None, size: int, atlas: Sequence[str], 
         size: G, the length of the network's gene axis.
         atlas: names of the atlas's genes.
         missing: "error", or "zero" to let genes that the atlas lacks read as zero.
+        pairs: names of one gene in the network and in the atlas, where they differ; see ``orthologs``. Genes that have
+            no partner are matched by their own name.
+
+    Raises:
+        InputError: names that do not fit the network, genes that are missing, or not one gene that both have.
     """
     if network is None:
+        if pairs is not None:
+            raise InputError(
+                "a table of genes is given, but the checkpoint names none: give its names with --genes FILE"
+            )
         if size != len(atlas):
             raise InputError(
                 f"the checkpoint names no genes and has {size} of them, the atlas {len(atlas)}: give the names in the "
@@ -64,16 +82,32 @@ def match_genes(network: Sequence[str] | None, size: int, atlas: Sequence[str], 
     if len(set(names)) != size:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise InputError(f"the gene names repeat {', '.join(twice[:5])}; each has to stand once")
-    column = {name: index for index, name in enumerate(atlas)}
+    mapped = {} if pairs is None else partners(pairs, names, atlas)
+    place = {name: index for index, name in enumerate(atlas)}
+    column = {name: place[mapped.get(name, name)] for name in names if mapped.get(name, name) in place}
     absent = [name for name in names if name not in column]
+    if not column:
+        raise InputError(
+            f"the atlas has none of the network's {size} genes ({', '.join(names[:5])}, ...; the atlas has "
+            f"{', '.join(atlas[:5])}, ...): --map-genes FILE matches genes of other names"
+        )
     if absent and missing == "error":
         raise InputError(
             f"the atlas lacks {len(absent)} of the network's {size} genes ({', '.join(absent[:10])}"
             f"{', ...' if len(absent) > 10 else ''}); --missing-genes zero reads them as zero"
         )
-    unused = [name for name in atlas if name not in set(names)]
+    used = set(column.values())
+    unused = [name for name, index in place.items() if index not in used]
+    _list(mapped, absent, unused)
+    return Panel(names, np.array([column.get(name, -1) for name in names]), absent, unused, mapped)
+
+
+def _list(mapped: Mapping[str, str], absent: Sequence[str], unused: Sequence[str]) -> None:
+    """Say what was made of which gene."""
+    if mapped:
+        listed = ", ".join(f"{name} = {theirs}" for name, theirs in mapped.items())
+        logger.info("%d genes are matched by the table: %s", len(mapped), listed)
     if absent:
         logger.warning("%d genes are not in the atlas and read as zero: %s", len(absent), ", ".join(absent))
     if unused:
         logger.info("%d genes of the atlas are not used by the network: %s", len(unused), ", ".join(unused))
-    return Panel(names, np.array([column.get(name, -1) for name in names]), absent, unused)

@@ -8,12 +8,11 @@ Attribute names follow the reference implementation's checkpoints.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teramind import kernels
+from teramind.kernels.layout import average_pool, pairs, spread, upsample
 from teramind.model.layers import Conv, Linear, Pointwise, RMSNorm, UpConv, parts
-from teramind.model.norms import adaptive_norm, modulated_silu, norm_silu
-from teramind.model.resample import average_pool, concatenate, pairs, spread, upsample
 
 
 class TimeEmbedding(nn.Module):
@@ -57,30 +56,43 @@ class ResidualBlock(nn.Module):
         self.resample = resample
 
     def modulation(self, time: Tensor) -> Tensor:
-        """Scale and shift of the second norm: (B, E) -> (B, 1, 1, 1, 2O)."""
-        return self.emb_layers(time)[:, None, None, None]
+        """Scale and shift of the second norm: (B, E) -> (B, 2O)."""
+        return self.emb_layers(time)
 
     def forward(self, features: list[Tensor], genes: Tensor | None, modulation: Tensor) -> Tensor:
-        """``features`` (N, H, W, Z, ci) each, ``genes`` (N, H/2, W/2, Z, cg), ``modulation`` (N, 1, 1, 1, 2O).
+        """``features`` (N, H, W, Z, ci) each, ``genes`` (N, H/2, W/2, Z, cg), ``modulation`` (N, 2O).
 
-        Gives (N, H', W', Z, O).
+        Features but the first may lie on the encoder's grid, see ``kernels.gather_norm_silu``. Gives (N, H', W', Z, O).
         """
         norm, _, conv = parts(self.in_layers)
-        h = norm_silu(features, genes, norm.weight, conv.reads_planes(features[0]))  # (N, H, W, Z, I)
+        h, joined = kernels.gather_norm_silu(
+            features,
+            genes,
+            norm.weight,
+            multiple=conv.channel_multiple(features[0]),
+            concatenate=self._reads_concatenation(features, genes),
+            planes=conv.reads_planes(features[0]),
+        )  # (N, H, W, Z, I)
         h = conv(average_pool(h) if self.resample == "down" else h)  # (N, H', W', Z, O)
-        scale, shift = modulation.chunk(2, dim=-1)  # (N, 1, 1, 1, O)
+        scale, shift = modulation.chunk(2, dim=-1)  # (N, O)
         norm, _, dropout, conv = parts(self.out_layers)
-        h = dropout(modulated_silu(h, norm.weight, scale, shift, conv.reads_planes(h)))  # (N, H', W', Z, O)
-        return conv(h, onto=self._skip(features, genes))  # (N, H', W', Z, O)
+        h = kernels.modulated_silu(h, norm.weight, scale, shift, planes=conv.reads_planes(h))  # (N, H', W', Z, O)
+        return conv(dropout(h), onto=self._skip(features, genes, joined))  # (N, H', W', Z, O)
 
-    def _skip(self, features: list[Tensor], genes: Tensor | None) -> Tensor:
+    def _reads_concatenation(self, features: list[Tensor], genes: Tensor | None) -> bool:
+        """Whether the skip connection reads its inputs as one tensor that is none of them."""
+        if len(features) == 1 and genes is None:
+            return False
+        return not (isinstance(self.skip_connection, Pointwise) and self.skip_connection.reads_parts(features))
+
+    def _skip(self, features: list[Tensor], genes: Tensor | None, joined: Tensor | None) -> Tensor:
         if self.resample == "down":
             return average_pool(features[0])
         if self.resample == "up":
             return upsample(features[0])
-        if isinstance(self.skip_connection, Pointwise):
-            return self.skip_connection(features, genes)
-        return concatenate(features, genes)
+        if isinstance(self.skip_connection, Pointwise) and joined is None:
+            return self.skip_connection.of_parts(features, genes)
+        return self.skip_connection(features[0] if joined is None else joined)
 
 
 class MLP(nn.Module):
@@ -114,27 +126,10 @@ class GeneMorphAttention(nn.Module):
         self.keys = keys
 
     def forward(self, x: Tensor, embed: Tensor) -> Tensor:  # (N, H, W, Z, C), (N, H/2, W/2, Z, C)
-        q = self.q_norm(self.q(x))  # (N, H, W, Z, C)
-        v = self.v(embed)  # (N, H/2, W/2, Z, C)
-        if self.keys == "gene":
-            # Four equal keys with four equal values weigh as one: half the resolution gives the same softmax.
-            k = self.k_norm(self.k(embed))  # (N, H/2, W/2, Z, C)
-        else:
-            k, v = self.k_norm(self.k(x)), upsample(v)  # (N, H, W, Z, C)
-        out = F.scaled_dot_product_attention(to_quadrants(q), to_quadrants(k), to_quadrants(v), scale=1 / x.shape[-1])
-        return self.proj(from_quadrants(out, x.shape))  # (N, H, W, Z, C)
-
-
-def to_quadrants(x: Tensor) -> Tensor:
-    """(N, H, W, Z, C) -> (N, 4, H/2 * W/2 * Z, C): the tokens of each quadrant."""
-    n, h, w, z, c = x.shape
-    return x.reshape(n, 2, h // 2, 2, w // 2, z, c).transpose(2, 3).reshape(n, 4, -1, c)
-
-
-def from_quadrants(tokens: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of ``to_quadrants``."""
-    n, h, w, z, c = shape
-    return tokens.reshape(n, 2, 2, h // 2, w // 2, z, c).transpose(2, 3).reshape(n, h, w, z, c)
+        # Four equal keys with four equal values weigh as one: genes at half the resolution give the same softmax.
+        k = self.k(embed if self.keys == "gene" else x)
+        out = kernels.gene_morph_attention(self.q(x), k, self.v(embed), self.q_norm.weight, self.k_norm.weight)
+        return self.proj(out)  # (N, H, W, Z, C)
 
 
 class GeneMorphBlock(nn.Module):
@@ -151,9 +146,9 @@ class GeneMorphBlock(nn.Module):
     def forward(self, x: Tensor, genes: Tensor) -> Tensor:  # (N, H, W, Z, C), (N, H/2, W/2, Z, Cg)
         modulation = self.adaLN_modulation(genes)  # (N, H/2, W/2, Z, 7C)
         shift1, scale1, gate1, embed, shift2, scale2, gate2 = modulation.chunk(7, dim=-1)
-        h = self.attn(adaptive_norm(x, self.norm1.weight, scale1, shift1), embed)  # (N, H, W, Z, C)
+        h = self.attn(kernels.adaptive_norm(x, self.norm1.weight, scale1, shift1), embed)  # (N, H, W, Z, C)
         x = add_gated(x, h, gate1)
-        h = self.mlp(adaptive_norm(x, self.norm2.weight, scale2, shift2))  # (N, H, W, Z, C)
+        h = self.mlp(kernels.adaptive_norm(x, self.norm2.weight, scale2, shift2))  # (N, H, W, Z, C)
         return add_gated(x, h, gate2)  # (N, H, W, Z, C)
 
 
@@ -173,14 +168,12 @@ class GeneGeneAttention(nn.Module):
         self.proj = Linear(features, features)
 
     def forward(self, counts: Tensor) -> Tensor:  # (N, G, F)
-        q = self.q_norm(self.q(counts))  # (N, G, F)
-        out = F.scaled_dot_product_attention(q, q, self.v(counts), scale=1 / counts.shape[-1])
-        return self.proj(out)  # (N, G, F)
+        return self.proj(kernels.gene_gene_attention(self.q(counts), self.v(counts), self.q_norm.weight))  # (N, G, F)
 
     def weights(self, counts: Tensor) -> Tensor:
         """The attention matrix: (N, G, F) -> (N, G, G), each row a distribution over genes."""
-        q = self.q_norm(self.q(counts)).float()  # (N, G, F)
-        return torch.softmax(q @ q.transpose(1, 2) / counts.shape[-1], dim=-1)  # (N, G, G)
+        rows = torch.arange(counts.shape[1], device=counts.device)
+        return kernels.gene_attention_rows(self.q(counts), self.q_norm.weight, rows)  # (N, G, G)
 
 
 class GeneGeneBlock(nn.Module):

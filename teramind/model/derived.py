@@ -60,7 +60,10 @@ class DerivingLayer(nn.Module):
 
 
 def keeps_weights() -> bool:
-    """Whether derived weights may be kept: without gradients to carry and without autocast to choose types."""
-    return (
-        not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+    """Whether derived weights may be kept: no gradients to carry, no autocast to choose types, no graph to trace."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+        or torch.compiler.is_compiling()
     )

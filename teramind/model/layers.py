@@ -19,16 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teramind.kernels.layout import pairs, spread
+from teramind.kernels.norms import rms_norm
 from teramind.model import prepared
 from teramind.model.derived import DerivingLayer, keeps_weights
-from teramind.model.norms import rms_norm
-from teramind.model.resample import concatenate, pairs, spread
+from teramind.model.policy import policy_for
 from teramind.model.slices import FOLDED_SLICES, PairWeights, fold_z, join_pairs, pair_weights, slice_pairs
 
-# Where three convolutions of pairs of slices are faster than a folded one of twice the channels, and from how many
-# outputs on: fewer do not fill a CPU's vectors. On a Zen 5 core (AVX-512): 8 channels 0.6x, 64 and more 1.3x as fast.
-PAIRED_DEVICES = {"cpu"}
-PAIRED_OUTPUTS = 16
+PAIRED_OUTPUTS = 16  # from how many on pairs of slices are worth it: 8 do not fill a CPU's vectors (0.6x as fast)
 
 
 class RMSNorm(nn.Module):
@@ -68,6 +66,11 @@ class Kernel(DerivingLayer):
         bound = 1 / math.sqrt(inputs * kz * k * k)
         nn.init.uniform_(self.bias, -bound, bound)
 
+    def filled_weight(self, inputs: int) -> Tensor:
+        """The weight for an input that has been filled up with zero channels."""
+        extra = inputs - self.weight.shape[1]
+        return F.pad(self.weight, (0, 0, 0, 0, 0, 0, 0, extra)) if extra else self.weight
+
 
 class Conv(Kernel):
     """Zero-padded convolution over ``(N, H, W, Z, C)``, each patch on its own; ``kz`` is 1 or 3."""
@@ -78,7 +81,7 @@ class Conv(Kernel):
             return self._convolve_planes(x, onto)
         if self._is_paired(x):
             return self._convolve_pairs(x, onto)
-        out = convolve_folded(x, self) if x.shape[3] <= FOLDED_SLICES else convolve_slices(x, self.weight, self.bias)
+        out = convolve_folded(x, self) if x.shape[3] <= FOLDED_SLICES else convolve_slices(x, self)
         return out if onto is None else onto + out  # (N, H, W, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
@@ -86,12 +89,16 @@ class Conv(Kernel):
         by_plane = prepared.uses_onednn(x) and self._is_plane_by_plane(x.shape[3])
         return x.shape[3] > 1 and (by_plane or self._is_paired(x))
 
+    def channel_multiple(self, x: Tensor) -> int:
+        """What the number of channels of an input on the device of ``x`` is best filled up to a multiple of."""
+        return 8 if policy_for(x.device).fills_channels and not torch.is_grad_enabled() else 1
+
     def _is_plane_by_plane(self, slices: int) -> bool:
         """Whether no slice reads another."""
         return slices == 1 or self.weight.shape[2] == 1
 
     def _is_paired(self, x: Tensor) -> bool:
-        is_worth_it = x.device.type in PAIRED_DEVICES and self.weight.shape[0] >= PAIRED_OUTPUTS
+        is_worth_it = policy_for(x.device).pairs_slices and self.weight.shape[0] >= PAIRED_OUTPUTS
         return is_worth_it and x.shape[3] % 2 == 0 and self.weight.shape[2] == 3
 
     def _convolve_planes(self, x: Tensor, onto: Tensor | None) -> Tensor:
@@ -99,7 +106,9 @@ class Conv(Kernel):
         image = planes(x)  # (Z*N, I, H, W)
         centre = self.weight.shape[2] // 2
         packed = self.derived.get(
-            ("plane", image.shape[2:]), (self.weight,), lambda: prepared.prepare(self.weight[:, :, centre], image)
+            ("plane", image.shape[1:]),
+            (self.weight,),
+            lambda: prepared.prepare(self.filled_weight(x.shape[4])[:, :, centre], image),
         )
         if onto is None:
             return unplanes(prepared.convolve(image, packed, self.bias), len(x))
@@ -118,10 +127,11 @@ class Conv(Kernel):
         return join_pairs(to_even, to_odd, len(x), onto)  # (N, H, W, Z, O)
 
     def _pair_weights(self, slices: int, image: Tensor, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
+        weight = self.filled_weight(image.shape[1])
         if not keeps_weights():
-            return pair_weights(self.weight.to(image.dtype), slices, prepare)
-        form = ("paired", slices > 2, image.shape[2:])
-        return self.derived.get(form, (self.weight,), lambda: pair_weights(self.weight, slices, prepare))
+            return pair_weights(weight.to(image.dtype), slices, prepare)
+        form = ("paired", slices > 2, image.shape[1:])
+        return self.derived.get(form, (self.weight,), lambda: pair_weights(weight, slices, prepare))
 
 
 class Pointwise(Kernel):
@@ -130,11 +140,16 @@ class Pointwise(Kernel):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1, 1)
 
-    def forward(self, features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
+    def reads_parts(self, features: Sequence[Tensor]) -> bool:
+        """Whether features are best left apart, all of them lying patch by patch."""
+        return prepared.uses_onednn(features[0]) and all(part.ndim == 5 for part in features)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, H, W, Z, I), filled up with zeros or not
+        weight = self.filled_weight(x.shape[-1]).flatten(1)
+        return F.linear(x, weight.to(x.dtype), self.bias.to(x.dtype))  # (N, H, W, Z, O)
+
+    def of_parts(self, features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
         """Features (N, H, W, Z, ci) and genes (N, H/2, W/2, Z, cg), their channels I together -> (N, H, W, Z, O)."""
-        if not prepared.uses_onednn(features[0]):
-            x = concatenate(features, genes)  # (N, H, W, Z, I)
-            return F.linear(x, self.weight.flatten(1).to(x.dtype), self.bias.to(x.dtype))
         parts = [*features] if genes is None else [*features, genes]
         first, *others = self.derived.get("packed", (self.weight,), lambda: self._pack(parts))
         out = prepared.convolve(pixels(features[0]), first, self.bias)  # (1, O, 1, M)
@@ -161,7 +176,7 @@ class UpConv(Conv):
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:  # (N, h, w, Z, I), (N, 2h, 2w, Z, O)
         if self._is_paired(x):
             return self._convolve_pairs(x, onto)
-        out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self.weight, self.bias)
+        out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self)
         return out if onto is None else onto + out  # (N, 2h, 2w, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
@@ -196,27 +211,30 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 def convolve_folded(x: Tensor, layer: Conv) -> Tensor:
     """A convolution of (N, H, W, Z, I), its slices folded into channels."""
-    n, h, w, z, _ = x.shape
+    n, h, w, z, i = x.shape
     image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, H, W), channels last
     bias = layer.bias.to(x.dtype).repeat(z)  # a no-op cast but under autocast
     if keeps_weights():
         weight = layer.derived.get(
-            ("folded", z, h, w), (layer.weight,), lambda: prepared.prepare(fold_z(layer.weight, z), image)
+            ("folded", *x.shape[1:]),
+            (layer.weight,),
+            lambda: prepared.prepare(fold_z(layer.filled_weight(i), z), image),
         )
         out = prepared.convolve(image, weight, bias)  # (N, Z*O, H, W)
     else:
-        weight = fold_z(layer.weight.to(x.dtype), z)
+        weight = fold_z(layer.filled_weight(i).to(x.dtype), z)
         out = F.conv2d(image, weight, bias, padding=layer.weight.shape[-1] // 2)
     return out.permute(0, 2, 3, 1).reshape(n, h, w, z, -1)
 
 
-def convolve_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve_slices(x: Tensor, layer: Conv) -> Tensor:
     """A 3D convolution over (N, H, W, Z, I); conv3d does not mind that its depth axis is our H."""
+    weight = layer.filled_weight(x.shape[4])
     kz, k = weight.shape[2:4]
     out = F.conv3d(
         x.permute(0, 4, 1, 2, 3),  # (N, I, H, W, Z), channels last
         weight.to(x.dtype).permute(0, 1, 3, 4, 2),  # (O, I, k, k, kz)
-        bias.to(x.dtype),
+        layer.bias.to(x.dtype),
         padding=(k // 2, k // 2, kz // 2),
     )
     return out.permute(0, 2, 3, 4, 1)  # (N, H, W, Z, O)
@@ -224,16 +242,16 @@ def convolve_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def double_folded(x: Tensor, layer: UpConv) -> Tensor:
     """``UpConv`` of (N, h, w, Z, I), its slices folded into channels."""
-    n, h, w, z, _ = x.shape
+    n, h, w, z, i = x.shape
     image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, h, w), channels last
     bias = layer.bias.to(x.dtype).repeat(z)
 
     def fold() -> Tensor:
-        return doubling_kernel(fold_z(layer.weight.to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
+        return doubling_kernel(fold_z(layer.filled_weight(i).to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
 
     if keeps_weights():
         weight = layer.derived.get(
-            ("doubling", z, h, w), (layer.weight,), lambda: prepared.prepare_doubling(fold(), image)
+            ("doubling", *x.shape[1:]), (layer.weight,), lambda: prepared.prepare_doubling(fold(), image)
         )
         out = prepared.convolve_doubling(image, weight, bias)  # (N, Z*O, 2h, 2w)
     else:
@@ -241,13 +259,14 @@ def double_folded(x: Tensor, layer: UpConv) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(n, 2 * h, 2 * w, z, -1)
 
 
-def double_slices(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def double_slices(x: Tensor, layer: UpConv) -> Tensor:
     """``UpConv`` of (N, h, w, Z, I) in three dimensions."""
-    kernel = doubling_kernel(weight.to(x.dtype)).flip(2)  # (I, O, kz, 4, 4); a transposed convolution mirrors its taps
+    weight = layer.filled_weight(x.shape[4]).to(x.dtype)
+    kernel = doubling_kernel(weight).flip(2)  # (I, O, kz, 4, 4); a transposed convolution mirrors its taps
     out = F.conv_transpose3d(
         x.permute(0, 4, 1, 2, 3),  # (N, I, h, w, Z), channels last
         kernel.permute(0, 1, 3, 4, 2),  # (I, O, 4, 4, kz)
-        bias.to(x.dtype),
+        layer.bias.to(x.dtype),
         stride=(2, 2, 1),
         padding=(1, 1, weight.shape[2] // 2),
     )

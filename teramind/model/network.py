@@ -7,33 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from teramind import kernels
 from teramind.errors import InputError
+from teramind.kernels.layout import shift, shift_between, upsample
 from teramind.model.blocks import GeneGeneBlock, GeneMorphBlock, ResidualBlock, TimeEmbedding
 from teramind.model.config import BIN_SIZE, ModelConfig
 from teramind.model.layers import Conv, RMSNorm, parts
-from teramind.model.norms import norm_silu
-from teramind.model.patches import cut, join, repeat_per_patch, shift, shift_between
-from teramind.model.resample import upsample
-
-# Bytes of the widest activation of the patches that go through the encoder or decoder together at inference. On a CPU,
-# 3 or 4 patches of the published size are fastest (one patch: 1.3x slower, 8: 1.05x; measured on a 32 MB cache), and
-# networks of 8 to 16 channels like 8; a GPU wants enough work to fill it.
-BATCH_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
+from teramind.model.patches import cut, join, repeat_per_patch
+from teramind.model.policy import policy_for
 
 Modulation = dict[ResidualBlock, Tensor]
+
+SLICE_PAIRS = ((0, 1), (1, 2), (2, 3))  # the gene slices of a window whose attention ``gene_attention`` gives
 
 
 class Encoded(NamedTuple):
     """What the decoder reads: one entry per patch, batched row-major."""
 
     middle: Tensor  # (N, P/8, P/8, Z, C3)
-    skips: list[Tensor]  # (N, P/2^l, P/2^l, Z, C) in the encoder's order
+    skips: list[
+        Tensor
+    ]  # (N, P/2^l, P/2^l, Z, C) in the encoder's order; for the decoder, or the encoder's grid of them
     genes: list[Tensor]  # half-resolution gene levels 0..3: (N, P/16 * 2^i, P/16 * 2^i, Z, ch)
 
     def map(self, function: Callable[..., Tensor], *others: Encoded) -> Encoded:
@@ -153,14 +153,11 @@ class TeraMind(nn.Module):
         Raises:
             InputError: for a network whose window is not of 4 gene slices: the maps are defined for those alone.
         """
-        if self.config.gene_slices != 4:
-            raise InputError(
-                f"gene attention is defined for networks with gene_slices=4; this one has {self.config.gene_slices}"
-            )
+        check_gene_attention(self.config)
         counts = self._cut_genes(genes)  # (N, G, 4, p, p)
         [block] = parts(self.rna_blocks[0])
         matrices = []
-        for kept in ((0, 1), (1, 2), (2, 3), (0, 1, 2, 3)):
+        for kept in (*SLICE_PAIRS, (0, 1, 2, 3)):
             mask = torch.zeros(4, dtype=counts.dtype, device=counts.device)
             mask[list(kept)] = 1
             matrices.append(block.attn.weights((counts * mask[:, None, None]).flatten(2)))
@@ -173,12 +170,12 @@ class TeraMind(nn.Module):
     # ---- UNet ----------------------------------------------------------------------------------------------------
 
     def _modulation(self, t: Tensor) -> Modulation:
-        """What every residual block makes of the timesteps: (B,) -> (B, 1, 1, 1, 2O) each."""
+        """What every residual block makes of the timesteps: (B,) -> (B, 2O) each."""
         time = self.time_embed(t)  # (B, E)
         return {block: block.modulation(time) for block in self.modules() if isinstance(block, ResidualBlock)}
 
     def _encode(self, image: Tensor, counts: Tensor, modulation: Modulation) -> Encoded:
-        """(N, P, P, Z, S), (N, G, Zg, p, p), (N, 1, 1, 1, 2O) a block -> what the decoder reads."""
+        """(N, P, P, Z, S), (N, G, Zg, p, p), (N, 2O) a block -> what the decoder reads."""
         genes = self._gene_levels(counts)
         [first], *rest = map(parts, self.input_blocks)
         h = first(image)  # (N, P, P, Z, C)
@@ -206,7 +203,8 @@ class TeraMind(nn.Module):
             for block in others:
                 h = block(h, genes) if isinstance(block, GeneMorphBlock) else block([h], None, modulation[block])
         norm, _, conv = parts(self.out)
-        return conv(norm_silu([h], None, norm.weight, conv.reads_planes(h)))  # (N, P, P, Z, S)
+        h, _ = kernels.gather_norm_silu([h], None, norm.weight, planes=conv.reads_planes(h))
+        return conv(h)  # (N, P, P, Z, S)
 
     @overload
     def forward(self, x: Tensor, t: Tensor, genes: Tensor, paths: Literal["boundary"] = "boundary") -> Tensor: ...
@@ -218,19 +216,42 @@ class TeraMind(nn.Module):
         """Predicted noise; see the class for shapes."""
         rows, columns = self._grid(x, t, genes)
         if paths == "boundary" and not torch.is_grad_enabled():
-            at_once = self.patch_batch(x.device)
+            by_rows = policy_for(x.device).streams_rows
+            predict, at_once = (
+                (self._predict_by_rows, self.patch_batch(x.device)) if by_rows else (self._predict_whole, 1)
+            )
             inputs = zip(x.split(at_once), t.split(at_once), genes.split(at_once), strict=True)
-            return torch.cat([self._predict_by_rows(*regions, rows, columns) for regions in inputs])
+            return torch.cat([predict(*regions, rows, columns) for regions in inputs])
         image = cut(x.to(self.dtype), self.config.patch_size)  # (N, P, P, Z, S)
         modulation = self._modulation(t)
         encoded = self._encode(image, self._cut_genes(genes), per_patch(modulation, rows * columns))
-        shifted = encoded.map(lambda features: shift(features, rows, columns))
+        shifted = encoded.map(lambda features: shift(features.unflatten(0, (-1, rows, columns))))
         inner = per_patch(modulation, (rows - 1) * (columns - 1))
         boundary = join(self._decode(shifted, inner), rows - 1, columns - 1)  # (B, S, Z, H, W)
         if paths == "boundary":
             return boundary
         unshifted = self._decode(encoded, per_patch(modulation, rows * columns))
         return boundary, join(unshifted, rows, columns)  # (B, S, Z, H+P, W+P)
+
+    def _predict_whole(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
+        """The boundary path of one region whose encoder features are all in memory: skips are gathered where they lie.
+
+        What is small beside the skips is laid out on the decoder's grid.
+        """
+        size = self.config.patch_size
+        modulation = self._modulation(t)
+        image, counts = cut(x.to(self.dtype), size), self._cut_genes(genes)
+        encoded = self._encode_in_batches(image, counts, per_patch(modulation, rows * columns))
+        grid = encoded.map(lambda features: features.unflatten(0, (rows, columns)))
+        out = x.new_empty(*x.shape[:3], (rows - 1) * size, (columns - 1) * size, dtype=self.dtype)
+        for band, part in self._rectangles(rows - 1, columns - 1, x.device):
+            around = grid.map(partial(encoders_of, band, part))
+            height, width = band.stop - band.start, part.stop - part.start
+            shifted = Encoded(shift(around.middle), around.skips, [shift(level) for level in around.genes])
+            noise = self._decode(shifted, per_patch(modulation, height * width))
+            place = slice(band.start * size, band.stop * size), slice(part.start * size, part.stop * size)
+            out[..., place[0], place[1]] = join(noise, height, width)
+        return out  # (1, S, Z, H, W)
 
     def _predict_by_rows(self, x: Tensor, t: Tensor, genes: Tensor, rows: int, columns: int) -> Tensor:
         """The boundary path, one row of patches at a time, so that memory holds two rows and not the region.
@@ -239,36 +260,35 @@ class TeraMind(nn.Module):
         """
         size, bins = self.config.patch_size, self.config.patch_bins
         modulation = self._modulation(t)
+        of_row = per_patch(modulation, columns)
         out = x.new_empty(*x.shape[:3], (rows - 1) * size, (columns - 1) * size, dtype=self.dtype)
         above: Encoded | None = None
         for row in range(rows):
-            image = x[..., row * size : (row + 1) * size, :].to(self.dtype)
-            below = self._encode_row(image, genes[..., row * bins : (row + 1) * bins, :], modulation, columns)
+            image = cut(x[..., row * size : (row + 1) * size, :].to(self.dtype), size)  # (B*m, P, P, Z, S)
+            counts = self._cut_genes(genes[..., row * bins : (row + 1) * bins, :])
+            encoded = self._encode_in_batches(image, counts, of_row)
+            below = encoded.map(lambda features: features.unflatten(0, (-1, columns)))  # (B, m, ...)
             if above is not None:
                 self._decode_row(above, below, modulation, out[..., (row - 1) * size : row * size, :])
             above = below
         return out  # (B, S, Z, H, W)
 
-    def _encode_row(self, image: Tensor, genes: Tensor, modulation: Modulation, columns: int) -> Encoded:
-        """``_encode``, a few patches at a time, of (B, S, Z, P, m*P) and (B, G, Zg, p, m*p) -> (B, m, ...) each."""
-        size, bins = self.config.patch_size, self.config.patch_bins
-        regions = len(image)
-        row: Encoded | None = None
-        for part in self._column_batches(regions, columns, image.device):
-            encoded = self._encode(
-                cut(image[..., part.start * size : part.stop * size], size),
-                self._cut_genes(genes[..., part.start * bins : part.stop * bins]),
-                per_patch(modulation, part.stop - part.start),
-            )
-            row = row or encoded.map(lambda few: few.new_empty(regions, columns, *few.shape[1:]))
-            row.map(lambda all_, few: all_[:, part].copy_(few.unflatten(0, (regions, -1))), encoded)  # noqa: B023
-        return cast(Encoded, row)
+    def _encode_in_batches(self, image: Tensor, counts: Tensor, modulation: Modulation) -> Encoded:
+        """``_encode``, a few patches at a time."""
+        whole: Encoded | None = None
+        for part in even_parts(len(image), self.patch_batch(image.device)):
+            few = self._encode(image[part], counts[part], {block: values[part] for block, values in modulation.items()})
+            if part == slice(0, len(image)):
+                return few
+            whole = whole or few.map(lambda features: features.new_empty(len(image), *features.shape[1:]))
+            whole.map(lambda all_, features: all_[part].copy_(features), few)  # noqa: B023
+        return cast(Encoded, whole)
 
     def _decode_row(self, above: Encoded, below: Encoded, modulation: Modulation, out: Tensor) -> None:
         """``_decode``, a few patches at a time, of what lies between two rows (B, m, ...) -> (B, S, Z, P, (m-1)*P)."""
         size = self.config.patch_size
         regions, columns = above.middle.shape[:2]
-        for part in self._column_batches(regions, columns - 1, out.device):
+        for part in even_parts(columns - 1, self.patch_batch(out.device) // regions):
             shifted = above.map(partial(shift_columns, part), below)
             noise = self._decode(shifted, per_patch(modulation, part.stop - part.start))
             out[..., part.start * size : part.stop * size] = join(noise, 1, part.stop - part.start)
@@ -280,18 +300,16 @@ class TeraMind(nn.Module):
         config = self.config
         channels = 2 * config.base_channels + config.gene_channels(0)  # of the widest input at full resolution
         patch = config.patch_size**2 * config.slices * channels * self.dtype.itemsize
-        return max(1, BATCH_BYTES.get(device.type, BATCH_BYTES["cuda"]) // patch)
+        return max(1, policy_for(device).batch_bytes // patch)
 
     def limit_patch_batch(self, patches: int) -> None:
         """Send at most so many patches through together, where memory is short. The result is the same."""
         self._patch_batch = patches
 
-    def _column_batches(self, regions: int, columns: int, device: torch.device) -> list[slice]:
-        """The columns of a row of ``regions`` in parts of about equal size."""
-        at_once = max(1, self.patch_batch(device) // regions)
-        count = -(-columns // at_once)
-        edges = [columns * i // count for i in range(count + 1)]
-        return [slice(start, stop) for start, stop in pairwise(edges)]
+    def _rectangles(self, rows: int, columns: int, device: torch.device) -> list[tuple[slice, slice]]:
+        """Rows and columns of the patches that go through together: whole rows, or parts of one."""
+        at_once = self.patch_batch(device)
+        return [*product(even_parts(rows, at_once // columns), even_parts(columns, at_once))]
 
     # ---- checks --------------------------------------------------------------------------------------------------
 
@@ -346,9 +364,33 @@ class TeraMind(nn.Module):
         self.load_state_dict(dict(state_dict))
 
 
+def check_gene_attention(config: ModelConfig) -> None:
+    """Attention between genes is told for pairs of the four gene slices of a window.
+
+    Raises:
+        InputError: the network's windows have another number.
+    """
+    if config.gene_slices != 4:
+        raise InputError(
+            f"gene attention is defined for networks with gene_slices=4; this one has {config.gene_slices}"
+        )
+
+
 def per_patch(modulation: Modulation, patches: int) -> Modulation:
     """Of regions -> of the patches of each."""
     return {block: repeat_per_patch(values, patches) for block, values in modulation.items()}
+
+
+def even_parts(count: int, largest: int) -> list[slice]:
+    """``range(count)`` in as few parts of about equal size as hold at most ``largest`` each, or one each."""
+    parts = -(-count // max(1, largest))
+    edges = [count * i // parts for i in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def encoders_of(rows: slice, columns: slice, grid: Tensor) -> Tensor:
+    """The encoder patches around a rectangle of decoder patches: (n, m, ...) -> (rows+1, columns+1, ...), a view."""
+    return grid[rows.start : rows.stop + 1, columns.start : columns.stop + 1]
 
 
 def shift_columns(part: slice, above: Tensor, below: Tensor) -> Tensor:

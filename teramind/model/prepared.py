@@ -21,7 +21,7 @@ STRIDE = DILATION = (1, 1)
 
 def uses_onednn(x: Tensor) -> bool:
     """Whether oneDNN lays out weights for a tensor: at inference, on a CPU, in a type that the CPU computes in."""
-    return x.device.type == "cpu" and x.dtype in _types() and keeps_weights() and bool(torch.backends.mkldnn.enabled)
+    return x.device.type == "cpu" and keeps_weights() and x.dtype in _types() and bool(torch.backends.mkldnn.enabled)
 
 
 @cache

@@ -3,11 +3,13 @@
 from teramind.ngff.metadata import (
     Channel,
     create_multiscale,
+    describe_channels,
     image_channels,
     image_pixel_size,
     image_translation,
     open_levels,
 )
+from teramind.ngff.pyramid import build_pyramid, level_encoder
 from teramind.ngff.writer import MultiscaleWriter, Pending, PendingShard
 
 __all__ = [
@@ -15,9 +17,12 @@ __all__ = [
     "MultiscaleWriter",
     "Pending",
     "PendingShard",
+    "build_pyramid",
     "create_multiscale",
+    "describe_channels",
     "image_channels",
     "image_pixel_size",
     "image_translation",
+    "level_encoder",
     "open_levels",
 ]

@@ -27,7 +27,7 @@ _EMPTY = np.uint64(2**64 - 1)  # offset and length of an inner chunk that is not
 
 
 class ShardEncoder:
-    """Writes the shards (or, without sharding, the chunks) of one uint8 (c, z, y, x) array in a local store.
+    """Writes the shards (or, without sharding, the chunks) of one (c, z, y, x) array in a local store.
 
     Stateless apart from its description of the array; several threads may use it at once.
 
@@ -43,13 +43,14 @@ class ShardEncoder:
         outer = array.shards or array.chunks
         self.sides: tuple[int, int] = (outer[2], outer[3])
         compressor: Any = array.compressors[0]
+        self._dtype = array.dtype
         self._compressor: Any = numcodecs.Zstd(compressor.level) if isinstance(compressor, ZstdCodec) else compressor
 
     def path(self, index: tuple[int, int, int, int]) -> Path:
         """Return the file of the shard at ``index`` (c, z and the shard's row and column)."""
         return self._folder / self._key(index)
 
-    def write(self, index: tuple[int, int, int, int], pixels: npt.NDArray[np.uint8]) -> Path | None:
+    def write(self, index: tuple[int, int, int, int], pixels: npt.NDArray[Any]) -> Path | None:
         """Write a shard's pixels, (h, w), cut at the image's edge, and return its file.
 
         The file appears under its name only when it is whole, and replaces one that was there. Nothing is stored,
@@ -73,7 +74,7 @@ class ShardEncoder:
             raise named_error(error, path, pixels.nbytes) from error
         return path
 
-    def _encode(self, pixels: npt.NDArray[np.uint8], file: BinaryIO) -> None:
+    def _encode(self, pixels: npt.NDArray[Any], file: BinaryIO) -> None:
         if not self._sharded:
             (chunk,) = self._chunks(pixels)
             _write_all(file, self._compressor.encode(chunk))
@@ -92,7 +93,7 @@ class ShardEncoder:
         footer = index.tobytes()
         _write_all(file, footer + google_crc32c.value(footer).to_bytes(4, "little"))
 
-    def _chunks(self, pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    def _chunks(self, pixels: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         """Yield contiguous whole chunks in row-major order; those over the image's edge are filled with 0."""
         height, width = self._chunk
         for y in range(0, pixels.shape[0], height):
@@ -101,7 +102,7 @@ class ShardEncoder:
                 if piece.shape == self._chunk:
                     yield np.ascontiguousarray(piece)
                 else:
-                    chunk = np.zeros(self._chunk, dtype=np.uint8)
+                    chunk = np.zeros(self._chunk, dtype=self._dtype)
                     chunk[: piece.shape[0], : piece.shape[1]] = piece
                     yield chunk
 

@@ -19,7 +19,7 @@ from zarr.codecs import ZstdCodec
 from teramind.errors import InputError
 
 AXES = ("c", "z", "y", "x")
-DTYPE = np.dtype(np.uint8)
+DTYPES = ("uint8", "int16", "float32")  # that viewers agree on; several of them know no float16
 VERSIONS = {"0.5": 3, "0.4": 2}  # OME-NGFF version -> Zarr format
 # On MERSCOPE's stains, one core: 1.0 to 1.3 GB/s against 0.1 to 0.3 with the usual level 3, for files 3 to 7 % larger.
 ZSTD_LEVEL = 1
@@ -37,6 +37,7 @@ class Channel:
         window_max: highest value it offers.
         window_start: value shown as black.
         window_end: value shown in full colour.
+        active: whether a viewer shows it at first.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Channel:
     window_max: float = 255
     window_start: float = 0
     window_end: float = 255
+    active: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9A-Fa-f]{6}", self.color):
@@ -63,7 +65,7 @@ class Channel:
         return {
             "label": self.name,
             "color": self.color.upper(),
-            "active": True,
+            "active": self.active,
             "coefficient": 1,
             "family": "linear",
             "inverted": False,
@@ -103,9 +105,10 @@ def create_multiscale(
     chunk: int = 1024,
     shard: int = 4096,
     levels: int | None = None,
+    dtype: str = "uint8",
     attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Group:
-    """Create an empty uint8 multiscale image: the group, its metadata and one array a level, named 0, 1, ...
+    """Create an empty multiscale image: the group, its metadata and one array a level, named 0, 1, ...
 
     Only y and x are halved, rounding up, until both are at most ``chunk``. A level smaller than a chunk is one chunk
     of its own size, and one that fits into a chunk has no shards. 0.4 has no shards; chunks are files.
@@ -121,6 +124,7 @@ def create_multiscale(
         chunk: side of a chunk in px, even.
         shard: side of a shard in px, a multiple of ``chunk``.
         levels: how many levels, if not as many as it takes.
+        dtype: of the values: uint8, int16 or float32.
         attributes: further attributes of the group, beside the ones OME-NGFF defines.
 
     Raises:
@@ -132,13 +136,15 @@ def create_multiscale(
         raise InputError(
             f"chunks of {chunk} px in shards of {shard} px do not nest; a chunk is even, a shard a multiple"
         )
+    if dtype not in DTYPES:
+        raise InputError(f"images of {dtype} cannot be written; choose one of {', '.join(DTYPES)}")
     shapes = level_shapes(shape, chunk, levels)
     if len(channels) != shapes[0][0]:
         raise InputError(f"{len(channels)} channels are described for an image of {shapes[0][0]}")
 
     group = _open_new_group(group_or_path, VERSIONS[version])
     for level, level_shape in enumerate(shapes):
-        _create_level(group, str(level), level_shape, chunk, shard if version == "0.5" else chunk)
+        _create_level(group, str(level), level_shape, chunk, shard if version == "0.5" else chunk, dtype)
     metadata = image_metadata(
         levels=len(shapes),
         pixel_size=pixel_size,
@@ -205,10 +211,27 @@ def image_channels(group: zarr.Group) -> list[Channel]:
     described: Any = _described(group).get("omero", {}).get("channels") or [{}] * count
     channels = []
     for number, channel in enumerate(described):
-        shown = Channel(channel.get("label", f"channel {number}"), channel.get("color", "FFFFFF"))
+        shown = Channel(
+            channel.get("label", f"channel {number}"),
+            channel.get("color", "FFFFFF"),
+            active=channel.get("active", True),
+        )
         window = {f"window_{key}": channel["window"][key] for key in channel.get("window", ()) if key in _WINDOW}
         channels.append(replace(shown, **window))
     return channels
+
+
+def describe_channels(group: zarr.Group, channels: Sequence[Channel]) -> None:
+    """Replace how an OME-Zarr 0.5 image's channels are shown, once their values are known.
+
+    Raises:
+        InputError: if they are not as many as the image has.
+    """
+    if len(channels) != open_levels(group)[0].shape[0]:
+        raise InputError(f"{len(channels)} channels are described for an image of {open_levels(group)[0].shape[0]}")
+    described = _described(group)
+    omero = {**described["omero"], "channels": [channel.omero() for channel in channels]}
+    group.update_attributes({"ome": {**described, "omero": omero}})
 
 
 def image_pixel_size(group: zarr.Group) -> tuple[float, float, float]:
@@ -272,7 +295,9 @@ def _open_new_group(group_or_path: zarr.Group | str | Path, zarr_format: int) ->
     return zarr.open_group(path, mode="w-", zarr_format=3 if zarr_format == 3 else 2)
 
 
-def _create_level(group: zarr.Group, path: str, shape: tuple[int, int, int, int], chunk: int, shard: int) -> None:
+def _create_level(
+    group: zarr.Group, path: str, shape: tuple[int, int, int, int], chunk: int, shard: int, dtype: str
+) -> None:
     sides = [min(chunk, side) for side in shape[2:]]
     blocks = [min(shard, -(-size // side) * side) for size, side in zip(shape[2:], sides, strict=True)]
     sharded = blocks != sides
@@ -282,7 +307,7 @@ def _create_level(group: zarr.Group, path: str, shape: tuple[int, int, int, int]
         shape=shape,
         chunks=(1, 1, *sides),
         shards=(1, 1, *blocks) if sharded else None,
-        dtype=DTYPE,
+        dtype=np.dtype(dtype),
         fill_value=0,
         compressors=ZstdCodec(level=ZSTD_LEVEL) if is_v3 else numcodecs.Blosc("zstd", 3, numcodecs.Blosc.BITSHUFFLE),
         chunk_key_encoding={"name": "default" if is_v3 else "v2", "separator": "/"},

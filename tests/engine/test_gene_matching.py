@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from teramind import InputError
+from teramind.atlas.panel import read_genes
+from teramind.engine.orthologs import read_pairs
 from teramind.engine.panel import match_genes
 
 
@@ -36,3 +38,62 @@ def test_names_that_cannot_be():
         match_genes(["a", "b", "c"], 2, ["a"])
     with pytest.raises(InputError, match="repeat a"):
         match_genes(["a", "a"], 2, ["a"])
+
+
+# ---- other names -----------------------------------------------------------------------------------------------------
+
+PAIRS = [("Th", "TH"), ("Aqp4", "AQP4"), ("Other", "OTHER"), ("Vip", "VIP")]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_table_matches_in_either_direction(caplog, turned):
+    caplog.set_level("INFO")
+    pairs = [pair[::-1] for pair in PAIRS] if turned else PAIRS
+    panel = match_genes(["Aqp4", "Th", "Vip", "Gad1"], 4, ["TH", "XIST", "AQP4", "Gad1"], "zero", pairs)
+    assert panel.columns.tolist() == [2, 0, -1, 3]
+    assert panel.select(counts(4))[:, 0, 0, 0].tolist() == [2, 0, 0, 3]
+    assert (panel.missing, panel.unused) == (["Vip"], ["XIST"])
+    assert panel.mapped == {"Th": "TH", "Aqp4": "AQP4"}
+    for said in (
+        "2 genes are matched by the table: Aqp4 = AQP4, Th = TH",
+        "read as zero: Vip",
+        "not used by the network: XIST",
+    ):
+        assert said in caplog.text
+
+
+def test_what_a_table_cannot_say():
+    with pytest.raises(InputError, match=r"gives Th of the network several partners \(TH, TH2\)"):
+        match_genes(["Th"], 1, ["TH", "TH2"], "zero", [("Th", "TH"), ("Th", "TH2")])
+    with pytest.raises(InputError, match=r"gives TH of the atlas several partners \(Th, Th2\)"):
+        match_genes(["Th", "Th2"], 2, ["TH"], "zero", [("Th", "TH"), ("Th2", "TH")])
+    assert match_genes(["Th"], 1, ["TH"], "zero", [("Th", "TH"), ("Th", "TH2"), ("A", "TH")]).columns.tolist() == [0]
+    with pytest.raises(InputError, match=r"none of the network's 1 genes .*--map-genes"):
+        match_genes(["Th"], 1, ["TH"], "zero")
+    with pytest.raises(InputError, match="the checkpoint names none"):
+        match_genes(None, 1, ["TH"], "zero", PAIRS)
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_tables_are_read(tmp_path, separator):
+    table = tmp_path / "orthologs.csv"
+    lines = [["mouse", "human", "score"], ["Th", " TH", "1"], ["Gm1", "", ""], ["", "", ""], ["Vip", "VIP", "1"]]
+    table.write_text("\ufeff" + "\r\n".join(separator.join(line) for line in lines))
+    assert read_pairs(table) == [("Th", "TH"), ("Vip", "VIP")]
+
+
+def test_tables_that_cannot_be_read(tmp_path):
+    table = tmp_path / "orthologs.csv"
+    for text, sentence in (("mouse,human\n", "holds no pairs"), ("mouse\nTh\n", "line 2 .* does not hold two names")):
+        table.write_text(text)
+        with pytest.raises(InputError, match=sentence):
+            read_pairs(table)
+    with pytest.raises(InputError, match=r"nowhere.csv cannot be read .* or one of mouse_human_81"):
+        read_pairs("nowhere.csv")
+
+
+def test_the_published_genes_have_human_names():
+    pairs = read_pairs("mouse_human_81")
+    assert [mouse for mouse, _ in pairs] == read_genes("human_81")
+    panel = match_genes(read_genes("human_81"), 81, [human for _, human in reversed(pairs)], "error", pairs)
+    assert panel.columns.tolist() == list(reversed(range(81)))

@@ -1,28 +1,9 @@
-"""Runs kernels where they can run: in Triton's interpreter always, on a GPU where there is one.
-
-The interpreter has to be chosen before Triton is imported, and a process that has chosen it can compile nothing. So
-kernels are interpreted in a process of their own, and this one stays as users have it.
-"""
-
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
-from unittest import mock
+"""Runs kernels where they can run: in Triton's interpreter always, on a GPU where there is one."""
 
 import pytest
 import torch
 
 PLACES = ["interpreter", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-
-
-@pytest.fixture(scope="session")
-def interpreter():
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
-            # Starts the process. Torch's own poison: memory of torch.empty is filled with NaN, or the largest integer.
-            pool.submit(torch.use_deterministic_algorithms, True).result()
-        yield pool
 
 
 @pytest.fixture(params=PLACES)

@@ -11,7 +11,6 @@ from teramind.kernels.gene_attention import (
     gene_gene_attention_reference,
 )
 from teramind.kernels.window_attention import gene_morph_attention, gene_morph_attention_reference
-from teramind.model.blocks import GeneGeneAttention, GeneMorphAttention
 
 # float32: twice what was measured, TF32 would be 3e-4. float16: one rounding each of the weighted keys, the weights and
 # the result. bfloat16 is for devices: Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
@@ -70,16 +69,6 @@ def test_gene_morph_attention_of_nothing(run_triton):
     assert run_triton(gene_morph_attention, empty, half, half, torch.ones(3), torch.ones(3)).shape == empty.shape
 
 
-@pytest.mark.parametrize("keys", ["gene", "image"])
-def test_gene_morph_attention_is_that_of_the_network(random, assert_near, keys):
-    block = GeneMorphAttention(6, keys).double()
-    x, embed = random(3, 8, 8, 2, 6).double(), random(3, 4, 4, 2, 6).double()
-    with torch.no_grad():
-        key = block.k(embed if keys == "gene" else x)
-        out = gene_morph_attention(block.q(x), key, block.v(embed), block.q_norm.weight, block.k_norm.weight)
-        assert_near(block.proj(out), block(x, embed), 1e-6)  # the network's norm is computed in float32
-
-
 def test_gene_morph_attention_refuses_what_does_not_fit():
     x = torch.zeros(1, 6, 8, 1, 3)
     with pytest.raises(InputError, match="do not fit together"):
@@ -131,17 +120,6 @@ def test_gene_gene_attention_of_nothing(run_triton):
     assert run_triton(gene_gene_attention, empty, empty, torch.ones(4)).shape == (0, 5, 4)
     rows = torch.zeros(0, dtype=torch.int64)
     assert run_triton(gene_attention_rows, torch.zeros(2, 5, 4), torch.ones(4), rows).shape == (2, 0, 5)
-
-
-def test_gene_gene_attention_is_that_of_the_network(random, assert_near):
-    block = GeneGeneAttention(8).double()
-    counts = random(3, 11, 8).double()
-    with torch.no_grad():
-        query = block.q(counts)
-        out = block.proj(gene_gene_attention(query, block.v(counts), block.q_norm.weight))
-        assert_near(out, block(counts), 1e-6)  # the network's norm is computed in float32
-        rows = gene_attention_rows(query, block.q_norm.weight, torch.arange(11))
-        assert_near(rows, block.weights(counts).double(), 1e-6)
 
 
 def test_more_genes_than_fit_are_refused_by_name(run_triton):

@@ -18,6 +18,10 @@ ARGUMENTS = (X, torch.ones(4), torch.ones(2, 4), torch.ones(2, 4))
 def _fresh(monkeypatch):
     monkeypatch.delenv("TERAMIND_KERNELS", raising=False)
     dispatch._log_once.cache_clear()
+    runs_on = dispatch._runs_on
+    runs_on.cache_clear()
+    yield
+    runs_on.cache_clear()
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_without_triton_the_references_run():
 
 
 def test_automatic_choice_falls_back_and_says_why_once(caplog):
-    with caplog.at_level(logging.INFO, logger="teramind.kernels.dispatch"):
+    with caplog.at_level(logging.DEBUG, logger="teramind.kernels.dispatch"):
         for _ in range(3):
             modulated_silu(*ARGUMENTS)
     assert [record.getMessage() for record in caplog.records] == [

@@ -7,7 +7,6 @@ from teramind.errors import InputError
 from teramind.kernels.adaln import adaptive_norm, adaptive_norm_reference
 from teramind.kernels.gather import gather_norm_silu, gather_norm_silu_reference
 from teramind.kernels.modulation import modulated_silu, modulated_silu_reference
-from teramind.model.patches import shift
 
 # float32: twice what was measured, sums over up to 1253 channels. float16: half a unit in the last place, 2^-11, and as
 # much for inputs of the activation near its zero. bfloat16: Triton's interpreter truncates, 2^-7 instead of 2^-8.
@@ -16,15 +15,16 @@ PRECISIONS = [
     pytest.param(torch.float16, 1e-3, id="float16"),
     pytest.param(torch.bfloat16, 8e-3, id="bfloat16"),
 ]
-# (rows, columns), side, slices, channels of the features, genes (0: none), which features are shifted, multiple
-SHIFTED = [
-    ((2, 2), 4, 1, (1,), 1, (True,), 1),
-    ((3, 2), 8, 3, (13, 5), 7, (False, True), 1),
-    ((2, 4), 4, 2, (512,), 229, (True,), 8),  # 741 channels, filled up to 744
-    ((2, 2), 4, 1, (512, 512), 229, (True, True), 1),  # 1253
+# decoder patches (rows, columns), side, slices, channels of the features, genes (0: none), which lie on the encoder's
+# grid, multiple
+ON_GRID = [
+    ((1, 1), 4, 1, (1,), 1, (True,), 1),
+    ((2, 1), 8, 3, (13, 5), 7, (False, True), 1),
+    ((1, 3), 4, 2, (512,), 229, (True,), 8),  # 741 channels, filled up to 744
+    ((1, 1), 4, 1, (512, 512), 229, (True, True), 1),  # 1253
     ((2, 3), 6, 2, (9, 3), 0, (False, True), 4),  # no genes: any even side
 ]
-UNSHIFTED = [
+WITHIN = [
     (1, 8, 2, (64,), 32, 1),
     (2, 4, 1, (256,), 229, 8),  # 485 -> 488
     (3, 5, 3, (7, 11), 0, 1),  # an odd side
@@ -32,54 +32,54 @@ UNSHIFTED = [
 ]
 
 
-def gather_inputs(random, dtype, counts, regions, side, slices, channels, genes, multiple):
-    patches = {True: regions * counts[0], False: regions * counts[1]}
-    features = [random(patches[moved], side, side, slices, c, dtype=dtype) for c, moved in zip(*channels, strict=True)]
-    level = random(patches[True], side // 2, side // 2, slices, genes, dtype=dtype) if genes else None
-    return features, level, random(sum(channels[0]) + genes, dtype=dtype), multiple
+def gather_inputs(random, dtype, patches, side, slices, channels, genes, grids=None):
+    """``patches`` is their number, or the rows and columns of those that lie between encoder patches."""
+    count = patches if grids is None else patches[0] * patches[1]
+    leading = {False: (count,)} | ({} if grids is None else {True: (patches[0] + 1, patches[1] + 1)})
+    on_grid = grids or (False,) * len(channels)
+    features = [
+        random(*leading[one], side, side, slices, c, dtype=dtype) for one, c in zip(on_grid, channels, strict=True)
+    ]
+    level = random(count, side // 2, side // 2, slices, genes, dtype=dtype) if genes else None
+    return features, level, random(sum(channels) + genes, dtype=dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-@pytest.mark.parametrize(("grid", "side", "slices", "channels", "genes", "shifted", "multiple"), SHIFTED)
-def test_gather_shifted(
+@pytest.mark.parametrize(("patches", "side", "slices", "channels", "genes", "grids", "multiple"), ON_GRID)
+def test_gather_from_the_encoders_grid(
     run_triton,
     in_float64,
     assert_near,
     random,
     dtype,
     tolerance,
-    grid,
+    patches,
     side,
     slices,
     channels,
     genes,
-    shifted,
+    grids,
     multiple,
 ):
-    counts = (grid[0] * grid[1], (grid[0] - 1) * (grid[1] - 1))
-    inputs = gather_inputs(random, dtype, counts, 2, side, slices, (channels, shifted), genes, multiple)
-    features, level, weight, _ = inputs
-    options = {"grid": grid, "shifted": shifted, "multiple": multiple}
-    out, concatenated = run_triton(gather_norm_silu, features, level, weight, concatenate=True, **options)
-    expected = gather_norm_silu_reference(*in_float64((features, level, weight)), **options)
-    assert out.dtype == dtype
+    inputs = gather_inputs(random, dtype, patches, side, slices, channels, genes, grids)
+    options = {"multiple": multiple, "concatenate": True}
+    out, joined = run_triton(gather_norm_silu, *inputs, **options)
+    expected = gather_norm_silu_reference(*in_float64(inputs), **options)
+    assert out.dtype == joined.dtype == dtype
     assert out.is_contiguous()
     assert_near(out, expected[0], tolerance)
-    assert torch.equal(concatenated.double(), expected[1])
+    assert torch.equal(joined.double(), expected[1])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-@pytest.mark.parametrize(("patches", "side", "slices", "channels", "genes", "multiple"), UNSHIFTED)
+@pytest.mark.parametrize(("patches", "side", "slices", "channels", "genes", "multiple"), WITHIN)
 def test_gather_within_patches(
     run_triton, in_float64, assert_near, random, dtype, tolerance, patches, side, slices, channels, genes, multiple
 ):
-    in_place = (False,) * len(channels)
-    counts = (patches, patches)
-    inputs = gather_inputs(random, dtype, counts, 1, side, slices, (channels, in_place), genes, multiple)
-    features, level, weight, _ = inputs
-    out, concatenated = run_triton(gather_norm_silu, features, level, weight, multiple=multiple)
-    expected, _ = gather_norm_silu_reference(*in_float64((features, level, weight)), multiple=multiple)
-    assert concatenated is None
+    inputs = gather_inputs(random, dtype, patches, side, slices, channels, genes)
+    out, joined = run_triton(gather_norm_silu, *inputs, multiple=multiple)
+    expected, _ = gather_norm_silu_reference(*in_float64(inputs), multiple=multiple)
+    assert joined is None
     assert_near(out, expected, tolerance)
     assert not out[..., sum(channels) + genes :].any()
 
@@ -93,19 +93,31 @@ def test_gather_reads_any_strides(run_triton, in_float64, assert_near, random):
     assert_near(out, gather_norm_silu_reference(*in_float64(([first, second], genes, weight)))[0], 4e-6)
 
 
-def test_gather_shifts_like_the_network(random):
-    patches = random(2 * 3 * 4, 4, 4, 2, 5)
-    weight = torch.ones(5)
-    _, moved = gather_norm_silu([patches], None, weight, grid=(3, 4), shifted=(True,), concatenate=True)
-    assert torch.equal(moved, shift(patches, 3, 4))
+def test_gather_from_a_part_of_a_grid(run_triton, in_float64, assert_near, random):
+    """Some of a region's decoder patches: their encoder patches are a view."""
+    grid, other, weight = random(4, 5, 4, 4, 2, 7)[1:4, 2:4], random(2, 4, 4, 2, 3), random(10)
+    out, _ = run_triton(gather_norm_silu, [other, grid], None, weight)
+    assert_near(out, gather_norm_silu_reference(*in_float64(([other, grid], None, weight)))[0], 4e-6)
 
 
-def test_gather_of_nothing(run_triton, random):
-    empty = random(0, 4, 4, 2, 3)
-    out, concatenated = run_triton(
-        gather_norm_silu, [empty], empty[:, :2, :2], random(6), grid=(2, 3), shifted=(True,), concatenate=True
-    )
-    assert out.shape == concatenated.shape == (0, 4, 4, 2, 6)
+def test_a_grid_is_an_image_cut_half_a_patch_further(random):
+    image = random(12, 16, 3, 5)
+    grid = image.unflatten(1, (4, 4)).unflatten(0, (3, 4)).transpose(1, 2)  # (3, 4, 4, 4, 3, 5)
+    _, moved = gather_norm_silu([grid], None, torch.ones(5), concatenate=True)
+    inner = image[2:-2, 2:-2].unflatten(1, (3, 4)).unflatten(0, (2, 4)).transpose(1, 2)
+    assert torch.equal(moved, inner.flatten(0, 1))
+
+
+@pytest.mark.parametrize("leading", [(0,), (1, 3)])
+def test_gather_of_nothing(run_triton, random, leading):
+    """No patches; a grid of one row has none between its patches, and is refused."""
+    features, genes = [random(*leading, 4, 4, 2, 3)], random(0, 2, 2, 2, 3)
+    if len(leading) == 2:
+        with pytest.raises(InputError, match="at least 2 x 2"):
+            gather_norm_silu(features, genes, random(6))
+        return
+    out, joined = run_triton(gather_norm_silu, features, genes, random(6), concatenate=True)
+    assert out.shape == joined.shape == (0, 4, 4, 2, 6)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +125,13 @@ def test_gather_of_nothing(run_triton, random):
     [
         ([(2, 4, 4, 1, 3)], None, 4, {}),
         ([(2, 4, 4, 1, 3), (3, 4, 4, 1, 3)], None, 6, {}),
+        ([(2, 4, 4, 1, 3)] * 3, None, 9, {}),
+        ([(2, 4, 6, 1, 3)], None, 3, {}),
+        ([(4, 4, 1, 3)], None, 3, {}),
         ([(2, 4, 4, 1, 3)], (2, 4, 4, 1, 2), 5, {}),
-        ([(5, 4, 4, 1, 3)], None, 3, {"grid": (2, 3), "shifted": (True,)}),
-        ([(6, 4, 4, 1, 3), (6, 4, 4, 1, 3)], None, 6, {"grid": (2, 3), "shifted": (False, True)}),
-        ([(6, 4, 4, 1, 3)], None, 3, {"grid": (2, 3), "shifted": ()}),
+        ([(2, 3, 5, 5, 1, 3)], None, 3, {}),
+        ([(2, 4, 4, 1, 3), (2, 4, 4, 4, 1, 3)], None, 6, {}),
+        ([(2, 3, 4, 4, 1, 3), (3, 2, 4, 4, 1, 3)], None, 6, {}),
         ([(2, 4, 4, 1, 3)], None, 3, {"multiple": 0}),
     ],
 )

@@ -8,10 +8,9 @@ import torch
 
 from teramind.diffusion import noise as cpu_noise
 from teramind.diffusion.schedule import DDIMSchedule
-from teramind.engine.denoise import to_uint8
 from teramind.errors import InputError
 from teramind.kernels.counts import gene_patches, gene_patches_reference
-from teramind.kernels.ddim import ddim_update
+from teramind.kernels.ddim import ddim_update, to_pixels
 from teramind.kernels.noise import noise_field, noise_field_reference, philox_words, philox_words_reference
 
 STEPS = 15
@@ -19,8 +18,7 @@ STEPS = 15
 
 def step_of(schedule, i):
     """abar of a step and of the next."""
-    following = schedule.alphas_cumprod[i + 1] if i + 1 < schedule.steps else 1.0
-    return float(schedule.alphas_cumprod[i]), float(following)
+    return float(schedule.alphas_cumprod[i]), schedule.following(i)
 
 
 class TestDDIM:
@@ -44,7 +42,7 @@ class TestDDIM:
         step = step_of(schedule, STEPS - 1)
         out, _ = run_triton(ddim_update, x, eps, *step, state_dtype=state_dtype, quantise=quantise)
         image = schedule.step(x, eps, STEPS - 1).to(state_dtype).float()
-        assert torch.equal(out, to_uint8(image, quantise))
+        assert torch.equal(out, to_pixels(image, quantise))
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 0, 6, 8), (0, 1, 3, 8)])

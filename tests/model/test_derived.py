@@ -2,14 +2,16 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import pytest
 import torch
 
 from teramind import ModelConfig, TeraMind
+from teramind.kernels.layout import upsample
 from teramind.model import prepared
 from teramind.model.layers import Conv, Linear, Pointwise, UpConv
-from teramind.model.resample import upsample
+from teramind.model.policy import POLICIES
 
 SMALL = ModelConfig(genes=5, patch_size=32, base_channels=16, channel_mult=(1, 1, 1, 2), embed_channels=8)
 
@@ -99,8 +101,11 @@ def test_every_form_is_conv3d(kind, kz, slices, outputs):
     onto = torch.randn(3, 6 * scale, 10 * scale, slices, outputs)
     torch.testing.assert_close(layer(x), plain(layer, x), atol=2e-5, rtol=0)  # differences of taps round once more
     torch.testing.assert_close(layer(x, onto=onto), onto + plain(layer, x), atol=2e-5, rtol=0)
-    with torch.backends.mkldnn.flags(enabled=False):
-        torch.testing.assert_close(layer(x), plain(layer, x), atol=2e-5, rtol=0)
+    filled = torch.nn.functional.pad(x, (0, 1))  # to 8 channels
+    torch.testing.assert_close(layer(filled), plain(layer, x), atol=2e-5, rtol=0)
+    with torch.backends.mkldnn.flags(enabled=False), mock.patch.dict(POLICIES, cpu=POLICIES["cuda"]):
+        for image in (x, filled):
+            torch.testing.assert_close(layer(image), plain(layer, x), atol=2e-5, rtol=0)
     with torch.enable_grad():
         trained = layer(x, onto=onto)
         torch.testing.assert_close(trained, onto + plain(layer, x), atol=2e-5, rtol=0)
@@ -116,9 +121,9 @@ def test_linear_layers_read_parts():
     features, genes = [torch.randn(3, 4, 6, 2, 3), torch.randn(3, 4, 6, 2, 5)], torch.randn(3, 2, 3, 2, 2)
     joined = torch.cat([*features, upsample(genes)], dim=-1)
     expected = torch.nn.functional.linear(joined, layer.weight.flatten(1), layer.bias)
-    torch.testing.assert_close(layer(features, genes), expected)
-    with torch.enable_grad():
-        torch.testing.assert_close(layer(features, genes), expected)
+    torch.testing.assert_close(layer(joined), expected)
+    torch.testing.assert_close(layer(torch.nn.functional.pad(joined, (0, 6))), expected)  # filled up to 16 channels
+    torch.testing.assert_close(layer.of_parts(features, genes), expected)
     linear = Linear(3, 11)
     expected = torch.nn.functional.gelu(
         torch.nn.functional.linear(features[0], linear.weight, linear.bias), approximate="tanh"

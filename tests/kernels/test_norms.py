@@ -1,11 +1,14 @@
-"""The norms: inference equals training, and the written-out gradient equals torch's."""
+"""The references of the norms: inference equals training, and the written-out gradient equals torch's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from teramind.model.norms import adaptive_norm, modulated_silu, norm_silu, normalise
-from teramind.model.resample import average_pool, upsample
+from teramind.kernels.adaln import adaptive_norm_reference
+from teramind.kernels.gather import gather_norm_silu_reference
+from teramind.kernels.layout import average_pool, upsample
+from teramind.kernels.modulation import modulated_silu_reference
+from teramind.kernels.norms import normalise
 
 
 @pytest.mark.parametrize("patches", [1, 3])
@@ -31,16 +34,16 @@ def test_inference_equals_training(dtype, planes):
     features = [torch.randn(3, 4, 6, 2, 5, dtype=dtype), torch.randn(3, 4, 6, 2, 7, dtype=dtype)]
     genes = torch.randn(3, 2, 3, 2, 3, dtype=dtype)
     weight = torch.randn(1, 15, 1, 1, dtype=dtype)
-    scale, shift = torch.randn(2, 3, 1, 1, 1, 5, dtype=dtype)
+    scale, shift = torch.randn(2, 3, 5, dtype=dtype)
     gene_scale, gene_shift = torch.randn(2, 3, 2, 3, 2, 5, dtype=dtype)
     results = []
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             results.append(
                 [
-                    norm_silu(features, genes, weight, planes),
-                    modulated_silu(features[0], weight[:, :5], scale, shift, planes),
-                    adaptive_norm(features[0], weight.flatten()[:5], gene_scale, gene_shift),
+                    *gather_norm_silu_reference(features, genes, weight, concatenate=True, planes=planes),
+                    modulated_silu_reference(features[0], weight[:, :5], scale, shift, planes=planes),
+                    adaptive_norm_reference(features[0], weight.flatten()[:5], gene_scale, gene_shift),
                 ]
             )
     for trained, inferred in zip(*results, strict=True):

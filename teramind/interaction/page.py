@@ -1,0 +1,103 @@
+"""A self-contained HTML page about one pathway."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from teramind.evaluate.extras import required
+from teramind.evaluate.report.page import inline_png
+from teramind.files import appears_whole
+from teramind.interaction.figures import regression_figure, shown_slice, slice_figure
+from teramind.interaction.image import MapImage
+from teramind.interaction.pathways import Pathway
+from teramind.interaction.statistics import UNIFORM, PathwayStatistics
+from teramind.interaction.underlay import Underlay
+
+CAVEAT = (
+    "The map multiplies attention by expression. Attention between genes is close to uniform in an untrained network, "
+    "so co-expression alone scores high: genes that are read in the same bins make a map, whether or not the network "
+    f"relates them. The row “{UNIFORM}” of the table tells how much of it expression explains alone: r is the "
+    "correlation of the map with what it would be if every gene attended to all genes alike."
+)
+SYMMETRY = (
+    "The attention does not know which gene is which: one projection is shared by all of them, so two genes attend to "
+    "each other by their counts in the bins of a patch alone. Other names on the same counts would give the same map."
+)
+DEPENDENCE = (
+    "The regression is of a product on one of its factors, so a positive slope is to be expected; neighbouring squares "
+    "are not independent of each other, so n is not a number of independent observations and no p-value is given."
+)
+MEANING = "Attention says what the network uses to draw tissue. It is not a measurement of molecules that interact."
+METHOD = (
+    "log2(G·a + 1) of the window's attention, summed over the genes, on log2(counts + 1) of each gene; means of 4 × 4 "
+    "bins, only where all genes are expressed; least squares."
+)
+
+
+def write_page(
+    path: Path,
+    maps: MapImage,
+    statistics: PathwayStatistics,
+    pathway: Pathway,
+    underlay: Underlay | None,
+    shown: int,
+) -> None:
+    """Write the page and, beside it in ``figures``, its pictures as files.
+
+    Args:
+        path: the page.
+        maps: of the pathway.
+        statistics: of the maps.
+        pathway: its name and genes.
+        underlay: the nuclear stain to draw over; None for none.
+        shown: how many slices to show at most.
+    """
+    jinja2 = required("jinja2")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    chosen = chosen_slices(statistics, shown)
+    pictures = {f"slice_{maps.first_slice + z:03d}": slice_figure(shown_slice(maps, z, underlay)) for z in chosen}
+    regression = regression_figure(statistics)
+    text = environment.get_template("page.html.j2").render(
+        title=pathway.name,
+        genes=pathway.genes,
+        description=pathway.description,
+        where=_where(maps),
+        notes=(CAVEAT, SYMMETRY, DEPENDENCE, MEANING),
+        method=METHOD,
+        regression=inline_png(regression),
+        overall=statistics.overall(),
+        pictures=[inline_png(picture) for picture in pictures.values()],
+        slice_rule=f"{len(chosen)} of {maps.shape[0]}, evenly spaced among those in which all genes are expressed.",
+        by_slice=[row for row in statistics.rows() if row["slice"] != ""],
+        number=_number,
+        provenance=json.dumps(maps.parameters, indent=1, default=str),
+    )
+    for name, picture in (("regression", regression), *pictures.items()):
+        with appears_whole(path.parent / "figures" / f"{name}.png") as partial:
+            partial.write_bytes(picture)
+    with appears_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def chosen_slices(statistics: PathwayStatistics, most: int) -> list[int]:
+    """At most so many slices of the maps, evenly spaced among those with points."""
+    there = [z for z, sums in enumerate(statistics.sums) if sums[-1].n]
+    if len(there) <= most:
+        return there
+    return [there[round(place * (len(there) - 1) / max(1, most - 1))] for place in range(most)]
+
+
+def _where(maps: MapImage) -> str:
+    depth, height, width = maps.shape
+    millimetres = " × ".join(f"{side * maps.bin_size / 1000:.3g}" for side in (height, width))
+    return (
+        f"{depth} slices of {height} × {width} bins ({millimetres} mm; a bin is {maps.bin_size:.4g} µm); a panel of "
+        f"{maps.panel_size} genes."
+    )
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"

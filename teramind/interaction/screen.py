@@ -1,0 +1,124 @@
+"""A knock-out of one gene after the other: a row a gene, kept when a run is stopped, sorted by effect."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from teramind.errors import InputError
+from teramind.interaction.changes import SetGene
+from teramind.interaction.effects import Effect
+from teramind.interaction.experiment import Experiment
+from teramind.interaction.journal import append_line, read_journal
+from teramind.interaction.tables import write_table
+
+logger = logging.getLogger(__name__)
+
+TABLE, JOURNAL = "screen.csv", "screen.jsonl"
+
+
+@dataclass(frozen=True)
+class ScreenRow:
+    """What knocking out a gene does where genes are changed.
+
+    Attributes:
+        gene: name.
+        relative_difference: root mean squared difference of the pixels, over that of two seeds; rows are sorted by it.
+        difference: the same in grey levels.
+        nuclei_before: mean number over seeds.
+        nuclei_effect: mean change of it.
+        nuclei_low: lower end of its 95 % confidence interval.
+        nuclei_high: upper end.
+        nuclei_noise: its noise floor.
+        nuclei_beyond_noise: whether the change is larger.
+        nuclei_lost: mean number that have no partner any more.
+        nuclei_gained: mean number of new ones.
+        area_effect: change of the mean nuclear area, um^2.
+    """
+
+    gene: str
+    relative_difference: float
+    difference: float
+    nuclei_before: float
+    nuclei_effect: float
+    nuclei_low: float
+    nuclei_high: float
+    nuclei_noise: float
+    nuclei_beyond_noise: bool
+    nuclei_lost: float
+    nuclei_gained: float
+    area_effect: float
+
+
+def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwrite: bool) -> list[ScreenRow]:
+    """Knock out genes one by one and write ``screen.csv``.
+
+    The images without a change are made once; those of a gene are removed when its row is written.
+
+    Args:
+        experiment: where, with what.
+        genes: names; those that are done stay done.
+        resume: go on with a screen; it may have other genes.
+        overwrite: replace an earlier one.
+
+    Returns:
+        Rows by falling relative difference, of all genes that were ever screened here.
+
+    Raises:
+        InputError: a gene stands twice, or is not read by the network; or as ``Experiment.begin``.
+    """
+    if len(set(genes)) != len(genes):
+        twice = next(gene for gene in genes if list(genes).count(gene) > 1)
+        raise InputError(f"the screen names {twice} twice: name every gene once")
+    changes = [SetGene(gene, 0) for gene in genes]
+    experiment.check(changes)
+    experiment.begin(resume=resume, overwrite=overwrite)
+    journal = experiment.folder / JOURNAL
+    if overwrite:
+        journal.unlink(missing_ok=True)
+    rows = {row.gene: row for row in (ScreenRow(**json.loads(line)) for line in read_journal(journal))}
+    before = [experiment.baseline(seed, overwrite=overwrite) for seed in experiment.seeds]
+    for number, change in enumerate(changes, start=1):
+        if change.gene in rows:
+            continue
+        logger.info("gene %d of %d: %s", number, len(changes), change.gene)
+        folder = experiment.folder / "screen" / change.gene.replace("/", "_")
+        after = [experiment.image(folder / f"seed_{seed}.ome.zarr", seed, [change]) for seed in experiment.seeds]
+        effects = experiment.measure(before, after).effects()
+        rows[change.gene] = screen_row(change.gene, [one for one in effects if one.zone == experiment.zones.main])
+        append_line(journal, json.dumps(asdict(rows[change.gene])))
+        shutil.rmtree(folder)
+        _write_sorted(experiment.folder / TABLE, rows)
+    shutil.rmtree(experiment.folder / "screen", ignore_errors=True)
+    return _write_sorted(experiment.folder / TABLE, rows)
+
+
+def screen_row(gene: str, effects: Sequence[Effect]) -> ScreenRow:
+    """The row of a gene from its effects in one zone."""
+    of = {effect.quantity: effect for effect in effects}
+    pixels, nuclei = of["difference, grey levels (rms)"], of["nuclei"]
+    return ScreenRow(
+        gene=gene,
+        relative_difference=pixels.effect / pixels.noise_floor if pixels.noise_floor else float("nan"),
+        difference=pixels.effect,
+        nuclei_before=nuclei.before,
+        nuclei_effect=nuclei.effect,
+        nuclei_low=nuclei.low,
+        nuclei_high=nuclei.high,
+        nuclei_noise=nuclei.noise_floor,
+        nuclei_beyond_noise=nuclei.beyond_noise,
+        nuclei_lost=of["nuclei lost"].effect,
+        nuclei_gained=of["nuclei gained"].effect,
+        area_effect=of["mean nuclear area, um^2"].effect,
+    )
+
+
+def _write_sorted(path: Path, rows: dict[str, ScreenRow]) -> list[ScreenRow]:
+    """By falling difference: in grey levels it exists for one seed, too, and sorts as the relative one does."""
+    ordered = sorted(rows.values(), key=lambda row: (-row.difference, row.gene))
+    write_table(path, [asdict(row) for row in ordered])
+    return ordered

@@ -1,0 +1,107 @@
+"""What ``teramind interact`` writes, and that it is a thin cover of the function."""
+
+import argparse
+import csv
+import inspect
+import re
+
+import numpy as np
+import pytest
+import zarr
+
+from teramind import InputError, generate
+from teramind.cli import main
+from teramind.interaction.image import MapImage
+from teramind.interaction.interact import add_arguments, interact
+from teramind.interaction.underlay import Underlay
+from teramind.ngff import image_translation
+
+
+def test_names_and_defaults_are_those_of_the_function():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    of_command = vars(parser.parse_args(["ATLAS", "--output", "OUT", "--checkpoint", "NET"]))
+    of_function = {name: value.default for name, value in inspect.signature(interact).parameters.items()}
+    assert of_command == of_function | {"atlas": "ATLAS", "output": "OUT", "checkpoint": "NET"}
+    described = inspect.getdoc(interact)
+    assert all(action.help and f"    {action.dest}: " in described for action in parser._actions[1:])
+
+
+@pytest.fixture(scope="module")
+def imaged_atlas(tmp_path_factory, make_atlas, counts):
+    """With images as bright as Slc17a7 is expressed, in squares of a bin."""
+    bins = np.kron(counts[..., 1], np.ones((16, 16)))[:, :230, :150]
+    image = np.stack([np.minimum(60 * bins, 255), np.zeros_like(bins)]).astype(np.uint8)
+    return make_atlas(tmp_path_factory.mktemp("imaged") / "atlas.zarr", counts, image=image)
+
+
+def test_a_page_with_all_in_it(tmp_path, imaged_atlas, checkpoint_path, capsys):
+    out = tmp_path / "glut"
+    words = [
+        "interact",
+        str(imaged_atlas),
+        "--checkpoint",
+        str(checkpoint_path),
+        "--pathway",
+        "GLUT",
+        "--output",
+        str(out),
+        "--shown-slices",
+        "2",
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "uniform attention" in said
+    assert "450 bins in" in said
+    page = (out / "interaction.html").read_text()
+    assert "co-expression alone scores high" in page
+    assert "vesicular" in page
+    assert page.count("data:image/png;base64,") == 1 + 2
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert {path.name for path in (out / "figures").iterdir()} == {"regression.png", "slice_000.png", "slice_002.png"}
+    with (out / "statistics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3
+    assert {row["gene"] for row in rows} == {"Slc17a6", "Slc17a7", "uniform attention"}
+    assert main([*words, "--resume", "--shown-slices", "0"]) == 0
+    assert "bins in" not in capsys.readouterr().out
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_genes_that_are_nowhere_together(tmp_path, make_atlas, counts, checkpoint_path):
+    apart = counts.copy()
+    apart[:, :8, :, 2], apart[:, 8:, :, 3] = 0, 0
+    atlas = make_atlas(tmp_path / "atlas.zarr", apart)
+    made = interact(atlas, checkpoint_path, tmp_path / "out", ["Th", "Nr4a2"])
+    assert made.statistics.overall()["Th"].n == 0
+    assert "In no slice are all genes expressed in one place" in made.page.read_text()
+
+
+def test_the_underlay_lies_under_the_map(tmp_path, imaged_atlas, checkpoint_path, make_atlas, counts):
+    interact(imaged_atlas, checkpoint_path, tmp_path / "out", ["Slc17a7"], roi="64:200,32:150", slices="1:3")
+    maps = MapImage(tmp_path / "out/maps.ome.zarr")
+    from teramind import Atlas
+
+    under = Underlay.of_atlas(Atlas.open(imaged_atlas), "dapi")
+    plane = under.read(maps.first_slice + 1, maps.corner, maps.bin_size, maps.shape[1:])
+    expected = np.minimum(60 * counts[2, 4:, 2:, 1], 255) / 255
+    expected = expected[: plane.shape[0], : plane.shape[1]]
+    # The last bins of 230 x 150 px are cut.
+    np.testing.assert_allclose(plane[:-1, :-1], expected[:-1, :-1], atol=2 / 255)
+    assert under.read(99, maps.corner, maps.bin_size, (3, 3)) is None
+    assert Underlay.of_atlas(Atlas.open(make_atlas(tmp_path / "bare.zarr", counts)), "DAPI") is None
+
+
+def test_maps_lie_on_the_generated_image(tmp_path, imaged_atlas, checkpoint_path):
+    """The corner of the first bin is that of the first pixel, and the image serves as underlay."""
+    options = {"roi": "64:128,32:64", "slices": "0:2"}
+    image = tmp_path / "image.ome.zarr"
+    generate(imaged_atlas, checkpoint_path, image, **options, steps=2, tile=64, border="constant", progress=False)
+    interact(imaged_atlas, checkpoint_path, tmp_path / "out", ["Th"], **options, image=image)
+    _, y, x = image_translation(zarr.open_group(image, mode="r"))
+    corner = MapImage(tmp_path / "out/maps.ome.zarr").corner
+    assert corner == pytest.approx((y - 0.1, x - 0.1))
+    with pytest.raises(InputError, match="has no stain Cellbound2"):
+        interact(imaged_atlas, checkpoint_path, tmp_path / "other", ["Th"], image=image, nuclear_stain="Cellbound2")
+    assert not (tmp_path / "other").exists()
