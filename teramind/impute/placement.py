@@ -121,7 +121,8 @@ def place_cells(
     neighbours = find_neighbours(measured, density, plane, region)
     shifts = neighbours if region is not None else []
     placement = _sample(model, plane, target, shifts, wanted, options, None)
-    if options.guidance and neighbours and len(placement.positions):
+    covers = neighbours and all(target.contains(neighbour.points).any() for neighbour in neighbours)
+    if options.guidance and covers and len(placement.positions):
         guide = _guide(neighbours, plane.flatten(placement.positions), target, options)
         placement = _sample(model, plane, target, shifts, wanted, options, guide)
     missing = wanted - len(placement.positions)
@@ -222,7 +223,8 @@ def _guide(neighbours: list[Neighbour], unguided: Positions, target: Region, opt
     nodes = torch.from_numpy(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2))
     gradient = -log_density_gradient(nodes, torch.from_numpy(unguided), options.bandwidth)
     for neighbour in neighbours:
-        points = torch.from_numpy(neighbour.points)
+        # The samples end where the target ends; what the neighbours have beyond it would draw cells across the border.
+        points = torch.from_numpy(neighbour.points[target.contains(neighbour.points)])
         gradient += neighbour.weight * log_density_gradient(nodes, points, options.bandwidth)
     field = gradient.numpy().reshape(len(axes[0]), len(axes[1]), 2)
 
