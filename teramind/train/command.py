@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add(group: Any, each: Field[Any], hint: Any, text: str, argument: dict[str, Any]) -> None:
     """Add a field's argument; it stays away where it is not given."""
+    name = f"--{each.name.replace('_', '-')}"
+    if hint is bool:
+        group.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=text)
+        return
     kind, more = _argument_type(hint), dict(argument)
     if get_args(hint) and hint == tuple[float, float]:
         more["nargs"] = 2
@@ -56,7 +60,6 @@ def _add(group: Any, each: Field[Any], hint: Any, text: str, argument: dict[str,
     shown = "" if default is None else f" (default: {default})"
     if "choices" not in more and "metavar" not in more:
         more["metavar"] = {int: "N", float: "X"}.get(kind, each.name.upper())
-    name = f"--{each.name.replace('_', '-')}"
     group.add_argument(name, type=kind, default=argparse.SUPPRESS, help=text + shown, **more)
 
 

@@ -178,12 +178,12 @@ class Loop:
             self._log_training()
         if not self.log:
             return
-        if self.held_out and step % options.evaluate_every == 0:
-            self.log.write("held_out", step, self.held_out.test(self._evaluated()))
-            self.learner.net.train()
-        if self.pictures and options.sample_every and step % options.sample_every == 0:
-            self.log.write("sample", step, self.pictures.draw(self._evaluated(), step))
-            self.learner.net.train()
+        with torch.compiler.set_stance("force_eager"):  # each shape would be compiled anew
+            if self.held_out and step % options.evaluate_every == 0:
+                self.log.write("held_out", step, self.held_out.test(self._evaluated()))
+            if self.pictures and options.sample_every and step % options.sample_every == 0:
+                self.log.write("sample", step, self.pictures.draw(self._evaluated(), step))
+        self.learner.net.train()
 
     def _evaluated(self) -> TeraMind:
         """The network that is tested and kept."""

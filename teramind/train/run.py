@@ -201,6 +201,8 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
         )
     crops = Crops(data.training, data.config, options.seed, Stream.TRAINING, options.region, options.context)
     learner = make_learner(data, options, own.device)
+    if options.compile:
+        learner.net.compile(dynamic=False)
     weights = loss_weights(options.loss, options.gamma, options.cap, options.deviation)
     objective = Objective(learner.net, weights, options.paths, BEYOND[options.context]).to(own.device)  # type: ignore[arg-type]
     held_out = pictures = None
