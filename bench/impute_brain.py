@@ -1,11 +1,20 @@
-"""The paper's experiments on a synthetic brain whose truth is known: a table of scores with seeds and intervals.
+"""The experiments of MIMYR's paper on brains whose truth is known: a table of scores with seeds and intervals.
 
-Twelve coronal slices of 1,900 to 4,200 cells, 60 genes, 12 types; three are held out. Every experiment compares the
-three stages ("imputed") with the rule-based baseline, a fresh draw of the true brain ("drawn anew": what no method
-can beat), and the null baselines. Experiments: slices held out; a hole of 0.25 mm; a sagittal cut, from coronal slices
-alone and fine-tuned on four sagittal ones; a second panel that lacks a third of the genes and catches 60 % of the
-transcripts, with the models as they are and fine-tuned on four slices; the healthy control of sick slices. Each seed draws slices,
-training and cells anew; +- is 1.96 standard errors over all targets of all seeds.
+python bench/impute_brain.py [--seeds 21 22 23] [--folder FOLDER] [--toy]
+
+A brain is an ellipsoid of a phantom's cells (18 types, 70 genes): twelve coronal sections of some 3,000 cells, 0.1 mm
+apart, of which three are held out. Each seed is another brain, trained on and filled anew. Lines of the table:
+
+- imputed: the three stages; with "true places" or "true types" given the truth of the stages before, with "likely
+  types" drawn at a temperature of 0.5, on held-out slices;
+- baseline: the paper's rules on the same measured slices (of two directions: on the fine-tuning slices);
+- drawn anew: other cells of the same anatomy, which is what a perfect sampler gives;
+- null baselines: what knowing nothing, or one profile for all of the tissue, scores.
+
+Experiments: slices held out; a hole of 0.15 mm in a slice; a sagittal cut, from coronal slices alone and after
+fine-tuning on four sagittal ones; a second panel on another brain of the same anatomy, which lacks a third of the genes
+and catches 60 % of the transcripts, before and after fine-tuning on four of its slices; the healthy control of sick
+tissue. Intervals are 95 % (Student's t) over the targets of all seeds. FOLDER gets scores.json and the figures.
 """
 
 from __future__ import annotations
@@ -17,10 +26,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import impute_figures
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from synthetic_brain import CENTRE, Brain, coronal_series, regulatory_edges
+from phantom_brain import CENTRE, GENES, HALF_AXES, SPACING, PhantomBrain, regulatory_edges, second_panel
+from scipy.stats import t as student
 
 from teramind.impute import baseline
 from teramind.impute.cells import Cells, join_cells
@@ -39,31 +49,32 @@ from teramind.impute.regions import Disc
 
 RADII = (0.03, 0.04, 0.05)
 HELD_OUT = (3, 6, 9)
-HOLE = Disc((2.0, 2.0), 0.25)
+BROKEN, HOLE_RADIUS = 5, 0.15  # the slice with the hole, mm
 CAUGHT = 0.6  # of the transcripts, by the second panel
+IGNORANT = ("shuffled rows", "mean profile")  # nulls that are not given the true cells
+LIKELY = 0.5  # temperature of types for one line of the table
+FOLD = 1.5  # least change of a gene that counts as differing
 
 
-def plane_of(cells, axis=2):
-    offset = float(cells.positions[:, axis].mean())
-    return Plane.coronal(offset) if axis == 2 else Plane.sagittal(offset)
-
-
-def train_all(cells, order, seed):
-    preset = PRESETS["small"]
-    options = [replace(chosen, seed=seed) for chosen in preset.options]
+def train_all(cells: Cells, preset: str, seed: int) -> Models:
+    """The three networks; where cells lie and what they are is learned from the healthy ones, without their copies."""
+    chosen = PRESETS[preset]
+    options = [replace(each, seed=seed) for each in chosen.options]
     healthy = cells[cells.metadata["disease_state"] == "healthy"]
     return Models(
-        train_locations(healthy, options[0], config=preset.shapes[0]),
-        train_types(healthy, options[1], config=preset.shapes[1]),
-        train_expression(cells, options[2], config=preset.shapes[2], order=order),
+        train_locations(healthy, options[0], config=chosen.shapes[0]),
+        train_types(healthy, options[1], config=chosen.shapes[1]),
+        train_expression(cells, options[2], config=chosen.shapes[2], order=order_genes(GENES, regulatory_edges())),
     )
 
 
-def fine_tune(models, cells, seed):
-    """A fifth of the steps, at a third of the rate."""
+def fine_tune(models: Models, cells: Cells, preset: str, seed: int) -> Models:
+    """A fifth of the steps, at a third of the rate. What the networks have never seen has no type for them."""
+    known = np.isin(cells.types, models.types.names)
+    cells = replace(cells, types=np.where(known, cells.types, ""))
     locations, types, expression = (
-        replace(chosen, seed=seed, steps=chosen.steps // 5, learning_rate=chosen.learning_rate / 3)
-        for chosen in PRESETS["small"].options
+        replace(each, seed=seed, steps=each.steps // 5, learning_rate=each.learning_rate / 3)
+        for each in PRESETS[preset].options
     )
     return Models(
         train_locations(cells, locations, start=models.locations),
@@ -72,147 +83,203 @@ def fine_tune(models, cells, seed):
     )
 
 
-def second_panel(cells, generator, genes):
-    """As another instrument would measure these cells."""
-    counts = cells.counts.copy()
-    counts.data = generator.binomial(counts.data.astype(int), CAUGHT).astype(np.float32)
-    counts.eliminate_zeros()
-    metadata = dict(cells.metadata) | {"technology": np.full(len(cells), "panelB")}
-    return replace(cells, counts=csr_array(counts), metadata=metadata).with_genes(genes)
-
-
 class Results:
-    """Scores by experiment, line, metric and radius."""
+    """Scores by experiment, line, metric and radius: a value a target."""
 
-    def __init__(self):
-        self.values = {}
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str, str, float], list[float]] = {}
 
-    def add(self, experiment, truth, predictions, plane):
-        found = compare(truth, predictions, plane, radii=RADII).soft
-        for name, metrics in found.items():
+    def add(self, experiment: str, truth: Cells, predictions: dict[str, Cells], plane: Plane) -> None:
+        for name, metrics in compare(truth, predictions, plane, radii=RADII, threads=1).soft.items():
             for metric, radii in metrics.items():
                 for radius, value in radii.items():
                     self.values.setdefault((experiment, name, metric, radius), []).append(value)
 
-    def table(self):
-        lines = [" " * 44 + "".join(f"{metric:<36}" for metric in REPORTED)]
-        lines.append(
-            f"{'experiment':24}{'r / mm':20}" + "".join(f"{radius:<12g}" for _ in REPORTED for radius in RADII)
-        )
+    def above_nulls(self, experiment: str, name: str, radius: float) -> np.ndarray:
+        """F1 of each target, less that of the better of the nulls that do not know the true cells."""
+        nulls = [self.values[experiment, null, "f1", radius] for null in IGNORANT]
+        return np.subtract(self.values[experiment, name, "f1", radius], np.max(nulls, axis=0))
+
+    def table(self) -> str:
+        metrics = (*REPORTED, "f1 above nulls")
+        lines = [" " * 44 + "".join(f"{metric:<36}" for metric in metrics)]
+        lines.append(f"{'experiment':18}{'r / mm':26}" + "".join(f"{r:<12g}" for _ in metrics for r in RADII))
         for experiment, name in dict.fromkeys(key[:2] for key in self.values):
-            line = f"{experiment:24}{name:20}"
-            for metric in REPORTED:
+            columns = [self.values[experiment, name, metric, radius] for metric in REPORTED for radius in RADII]
+            columns += [self.above_nulls(experiment, name, radius) for radius in RADII]
+            lines.append(f"{experiment:18}{name:26}" + "".join(f"{interval(column):<12}" for column in columns))
+        return "\n".join(lines)
+
+    def gains(self) -> str:
+        """What each imputed line is better by than the baseline, target by target."""
+        lines = ["better than the baseline by, target by target:", " " * 44 + f"{'spearman':<36}{'f1':<36}"]
+        for experiment, name in dict.fromkeys(key[:2] for key in self.values):
+            if name in ("baseline", "drawn anew", "shuffled rows", "mean profile", "type means"):
+                continue
+            line = f"{experiment:18}{name:26}"
+            for metric in ("spearman", "f1"):
                 for radius in RADII:
-                    values = np.array(self.values[experiment, name, metric, radius])
-                    spread = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-                    line += f"{values.mean():.3f}+-{spread:.3f} "
+                    own, rules = (self.values[experiment, line_, metric, radius] for line_ in (name, "baseline"))
+                    line += f"{interval(np.subtract(own, rules)):<12}"
             lines.append(line)
         return "\n".join(lines)
 
 
-def held_out_slices(results, brain, models, slices, measured, seed):
-    for index in HELD_OUT:
-        truth, plane = slices[index], plane_of(slices[index])
+def interval(values: list[float] | np.ndarray) -> str:
+    """Mean and half of its 95 % interval."""
+    n = len(values)
+    half = student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return f"{np.mean(values):.3f}±{half:.3f}"
+
+
+class Experiments:
+    """All experiments on the brain of one seed.
+
+    Args:
+        seed: of the brain, the training and the draws.
+        preset: size of the networks.
+        scale: of the brain; 1 is 1.1 x 0.9 x 1.4 mm.
+        results: to add to.
+    """
+
+    def __init__(self, seed: int, preset: str, scale: float, results: Results) -> None:
+        self.seed, self.preset, self.results = seed, preset, results
+        self.brain = PhantomBrain(seed, HALF_AXES * scale)
+        self.spacing, self.hole_radius = SPACING * scale, HOLE_RADIUS * scale
+        self.placement = PlacementOptions(seed=seed)
+        self.slices = self.brain.coronal_series(spacing=self.spacing)
+        self.measured = join_cells([part for index, part in enumerate(self.slices) if index not in HELD_OUT])
+        sick = self.brain.coronal_series(3, spacing=3 * self.spacing, name="sick ", drawn=1, sick=True)
+        self.models = train_all(join_cells([self.measured, *sick]), preset, seed)
+
+    def imputed(
+        self, models: Models, measured: Cells, plane: Plane, hole: Disc | None = None, temperature: float = 1.0
+    ) -> Cells:
+        return fill(models, measured, plane, hole, placement=self.placement, type_temperature=temperature).cells
+
+    def held_out_slices(self) -> tuple[Cells, dict[str, Cells], Plane]:
+        """Returns truth, predictions and plane of the last slice, for the figures."""
+        for index in HELD_OUT:
+            truth, plane = self.slices[index], plane_of(self.slices[index])
+            types = self.models.types.sample(truth.positions, torch.Generator().manual_seed(self.seed))
+            predictions = {
+                "imputed": self.imputed(self.models, self.measured, plane),
+                "imputed, likely types": self.imputed(self.models, self.measured, plane, temperature=LIKELY),
+                "imputed, true places": express(self.models, replace(truth, types=types)),
+                "imputed, true types": express(self.models, truth),
+                "baseline": baseline.predict(self.measured, plane, seed=self.seed),
+                "drawn anew": self.brain.cut(plane, drawn=2),
+            }
+            self.results.add("slices held out", truth, predictions, plane)
+        return truth, predictions, plane
+
+    def hole(self) -> None:
+        """In a slice that was trained on; so the networks are tuned on the slices with the hole first."""
+        truth, plane = self.slices[BROKEN], plane_of(self.slices[BROKEN])
+        middle = np.median(plane.flatten(truth.positions), axis=0)
+        hole = Disc((float(middle[0]), float(middle[1])), self.hole_radius)
+        inside = hole.contains(plane.flatten(self.measured.positions)) & (self.measured.sections == truth.sections[0])
+        broken = self.measured[~inside]
+        tuned = fine_tune(self.models, broken, self.preset, self.seed)
+        positions = baseline.uniform_disc(hole, plane, int(inside.sum()), self.seed)
+        types = baseline.vote_types(broken, positions)
+        anew = self.brain.cut(plane, drawn=2)
         predictions = {
-            "imputed": fill(models, measured, plane, placement=PlacementOptions(seed=seed)).cells,
-            "baseline": baseline.predict(measured, plane, seed=seed),
-            "drawn anew": brain.cut(plane, seed=seed + 500),
+            "imputed": self.imputed(tuned, broken, plane, hole),
+            "baseline": Cells(positions, types, baseline.copy_expression(broken, positions, types), broken.genes),
+            "drawn anew": anew[hole.contains(plane.flatten(anew.positions))],
         }
-        results.add("slices held out", truth, predictions, plane)
+        self.results.add("hole", truth[hole.contains(plane.flatten(truth.positions))], predictions, plane)
+
+    def sagittal(self) -> None:
+        offsets = CENTRE[0] + self.spacing * np.array([-2.5, -1, 1, 2.5])
+        own = join_cells([self.brain.cut(Plane.sagittal(float(x)), name=f"sagittal {x:.2f}") for x in offsets])
+        tuned = fine_tune(self.models, own, self.preset, self.seed)
+        for ml in (CENTRE[0] - 1.75 * self.spacing, CENTRE[0]):
+            plane = Plane.sagittal(float(ml))
+            predictions = {
+                "coronal slices only": self.imputed(self.models, self.measured, plane),
+                "fine-tuned": self.imputed(tuned, own, plane),
+                "baseline": baseline.predict(own, plane, seed=self.seed),
+                "drawn anew": self.brain.cut(plane, drawn=2),
+            }
+            self.results.add("sagittal", self.brain.cut(plane), predictions, plane)
+
+    def other_panel(self) -> float:
+        """Returns the share of the vocabulary's genes that are written for cells of the smaller panel."""
+        genes = [gene for index, gene in enumerate(GENES) if index % 3]
+        series = [
+            second_panel(cells, genes, CAUGHT, self.seed)
+            for cells in self.brain.coronal_series(6, spacing=1.5 * self.spacing, name="b ", drawn=3)
+        ]
+        own = join_cells([series[index] for index in (0, 2, 3, 5)])
+        tuned = fine_tune(self.models, own, self.preset, self.seed)
+        for index in (1, 4):
+            truth, plane = series[index], plane_of(series[index])
+            predictions = {
+                "zero-shot": self.imputed(self.models, own, plane),
+                "fine-tuned": self.imputed(tuned, own, plane),
+                "baseline": baseline.predict(own, plane, seed=self.seed),
+                "drawn anew": second_panel(self.brain.cut(plane, drawn=4), genes, CAUGHT, self.seed + 1),
+            }
+            self.results.add("second panel", truth, predictions, plane)
+        extended = express(self.models, truth, genes="all", conditions={"technology": "panelA"})
+        return float((extended.require_counts("the share of genes").sum(axis=0) > 0).mean())
+
+    def healthy_control(self) -> tuple[float, float, list, list]:
+        """Precision and recall of the genes that sickness changes, and the tables: true, found."""
+        plane = Plane.coronal(float(CENTRE[2]))
+        sick, healthy = self.brain.cut(plane, drawn=5, sick=True), self.brain.cut(plane, drawn=6)
+        control, same = express(self.models, sick, conditions={"disease_state": "healthy"}), express(self.models, sick)
+        tables = differential_expression(sick, healthy), differential_expression(same, control)
+        true, found = ({(t.type, gene) for t in side for gene in t.found(fold=FOLD)} for side in tables)
+        hits = len(true & found)
+        return hits / max(1, len(found)), hits / max(1, len(true)), *tables
 
 
-def hole(results, brain, models, slices, measured, seed):
-    """In a slice that was trained on; so the network is tuned on the slices with the hole first."""
-    truth, plane = slices[5], plane_of(slices[5])
-    inside = HOLE.contains(plane.flatten(measured.positions)) & (measured.sections == truth.sections[0])
-    broken = measured[~inside]
-    tuned = fine_tune(models, broken, seed)
-    positions = baseline.uniform_disc(HOLE, plane, int(inside.sum()), seed)
-    types = baseline.vote_types(broken, positions)
-    anew = brain.cut(plane, seed=seed + 600)
-    predictions = {
-        "imputed": fill(tuned, broken, plane, HOLE, placement=PlacementOptions(seed=seed)).cells,
-        "baseline": Cells(positions, types, baseline.copy_expression(broken, positions, types), broken.genes),
-        "drawn anew": anew[HOLE.contains(plane.flatten(anew.positions))],
-    }
-    results.add("hole", truth[HOLE.contains(plane.flatten(truth.positions))], predictions, plane)
+def plane_of(cells: Cells) -> Plane:
+    return Plane.coronal(float(cells.positions[:, 2].mean()))
 
 
-def sagittal(results, brain, models, measured, seed):
-    offsets = CENTRE[0] + np.array([-0.3, -0.1, 0.15, 0.35])
-    own = join_cells([brain.cut(Plane.sagittal(x), name=f"sagittal{x:.2f}", seed=seed * 10 + 3) for x in offsets])
-    tuned = fine_tune(models, own, seed)
-    for ml in (CENTRE[0] - 0.2, CENTRE[0] + 0.02):
-        plane = Plane.sagittal(float(ml))
-        truth = brain.cut(plane, seed=seed * 10 + 4)
-        predictions = {
-            "coronal slices only": fill(models, measured, plane, placement=PlacementOptions(seed=seed)).cells,
-            "fine-tuned": fill(tuned, own, plane, placement=PlacementOptions(seed=seed)).cells,
-            "baseline": baseline.predict(own, plane, seed=seed),
-            "drawn anew": brain.cut(plane, seed=seed + 700),
-        }
-        results.add("sagittal", truth, predictions, plane)
-
-
-def other_panel(results, brain, models, seed):
-    """Returns the share of the vocabulary's genes that are written for cells of the smaller panel."""
-    generator = np.random.default_rng(seed)
-    genes = [gene for index, gene in enumerate(brain.genes) if index % 3]
-    series = [second_panel(cells, generator, genes) for cells in coronal_series(brain, 7, seed=seed + 50)]
-    own = join_cells([series[index] for index in (1, 2, 4, 5)])
-    tuned = fine_tune(models, own, seed)
-    truth, plane = series[3], plane_of(series[3])
-    predictions = {
-        "as trained": fill(models, own, plane, placement=PlacementOptions(seed=seed)).cells,
-        "fine-tuned": fill(tuned, own, plane, placement=PlacementOptions(seed=seed)).cells,
-        "baseline": baseline.predict(own, plane, seed=seed),
-        "drawn anew": second_panel(brain.cut(plane, seed=seed + 800), generator, genes),
-    }
-    results.add("second panel", truth, predictions, plane)
-    extended = express(models, truth, genes="all", conditions={"technology": "panelA"})
-    return float((extended.counts.sum(axis=0) > 0).mean())
-
-
-def healthy_control(brain, models, seed):
-    """Precision and recall of the genes that sickness changes, over types with enough cells."""
-    plane = Plane.coronal(float(CENTRE[2]) + 0.1)
-    sick, healthy = brain.cut(plane, seed=seed + 900, sick=True), brain.cut(plane, seed=seed + 901)
-    control = express(models, sick, conditions={"disease_state": "healthy"})
-    again = express(models, sick)
-    true = {(t.type, gene) for t in differential_expression(sick, healthy) for gene in t.found(fold=1.5)}
-    found = {(t.type, gene) for t in differential_expression(again, control) for gene in t.found(fold=1.5)}
-    return len(true & found) / max(1, len(found)), len(true & found) / max(1, len(true))
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--output", type=Path, metavar="JSON")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23], metavar="N")
+    parser.add_argument("--preset", default="small", choices=[*PRESETS])
+    parser.add_argument("--scale", type=float, default=1.0, help="of the brain (default: 1)")
+    parser.add_argument("--toy", action="store_true", help="one small brain and tiny networks: two minutes")
+    parser.add_argument("--folder", type=Path, help="for scores.json and the figures")
     options = parser.parse_args()
+    if options.toy:
+        options.seeds, options.preset, options.scale = options.seeds[:1], "tiny", 0.5
     torch.set_num_threads(1)
-    brain, results, extra = Brain.make(), Results(), []
-    order = order_genes(brain.genes, [edge[:2] for edge in regulatory_edges(brain)])
+    results, extra = Results(), []
     start, own = time.perf_counter(), time.process_time()
-    for seed in range(options.seeds):
-        slices = coronal_series(brain, 12, seed=seed)
-        measured = join_cells([cells for index, cells in enumerate(slices) if index not in HELD_OUT])
-        sick = coronal_series(brain, 3, seed=seed + 90, sick=True)
-        models = train_all(join_cells([measured, *(replace(c, sections=c.sections + "s") for c in sick)]), order, seed)
-        held_out_slices(results, brain, models, slices, measured, seed)
-        hole(results, brain, models, slices, measured, seed)
-        sagittal(results, brain, models, measured, seed)
-        produced = other_panel(results, brain, models, seed)
-        extra.append((produced, *healthy_control(brain, models, seed)))
-        print(f"seed {seed}: {(time.perf_counter() - start) / 60:.1f} min so far", flush=True)
+    for seed in options.seeds:
+        experiments = Experiments(seed, options.preset, options.scale, results)
+        truth, predictions, plane = experiments.held_out_slices()
+        experiments.hole()
+        experiments.sagittal()
+        produced = experiments.other_panel()
+        precision, recall, *tables = experiments.healthy_control()
+        extra.append((produced, precision, recall))
+        minutes, load = (time.perf_counter() - start) / 60, os.getloadavg()[0]
+        print(f"brain {seed}: {len(experiments.measured):,} cells; {minutes:.1f} min, load {load:.1f}", flush=True)
+        if options.folder and seed == options.seeds[0]:
+            options.folder.mkdir(parents=True, exist_ok=True)
+            impute_figures.f1_density(options.folder / "f1_density.png", truth, predictions, plane)
+            impute_figures.embedding(options.folder / "embedding.png", truth, predictions)
+            impute_figures.volcanoes(options.folder / "volcano.png", *tables)
     print(results.table())
+    print(results.gains())
     produced, precision, recall = np.mean(extra, axis=0)
-    print(f"genes of the vocabulary written for the smaller panel: {produced:.0%}")
+    print(f"genes of the vocabulary written for cells of the smaller panel: {produced:.0%}")
     print(f"genes that sickness changes: precision {precision:.2f}, recall {recall:.2f}")
     minutes, cpu = (time.perf_counter() - start) / 60, (time.process_time() - own) / 60
-    print(f"{options.seeds} seeds, {minutes:.1f} minutes, {cpu:.1f} of CPU, one thread; load {os.getloadavg()[0]:.1f}")
-    if options.output:
+    print(f"{len(options.seeds)} brains, {minutes:.1f} minutes, {cpu:.1f} of CPU, one thread")
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
         rows = [[*key, values] for key, values in results.values.items()]
-        options.output.write_text(json.dumps({"version": 1, "scores": rows, "extra": extra}, indent=1))
+        (options.folder / "scores.json").write_text(json.dumps({"version": 1, "scores": rows, "extra": extra}, indent=1))
 
 
 if __name__ == "__main__":

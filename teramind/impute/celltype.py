@@ -34,6 +34,8 @@ KIND = "types"
 HELD_OUT = 0.1  # of the labelled cells
 CELLS_AT_ONCE = 8192
 COLDEST, HOTTEST = 0.2, 5.0  # temperatures
+CURVE_STEP, CURVE_BITS = 0.005, 20  # mm and bits of a coordinate, of the curve along which draws are spread evenly
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +112,35 @@ class TypeModel:
         return logits.log_softmax(1)
 
     def sample(
-        self, positions: Positions, generator: torch.Generator, allowed: Collection[str] | None = None
+        self,
+        positions: Positions,
+        generator: torch.Generator,
+        allowed: Collection[str] | None = None,
+        temperature: float = 1.0,
     ) -> Labels:
-        """A type for each position (n, 3), drawn from the probabilities there (Gumbel-max, all cells at once)."""
+        """A type for each position (n, 3), drawn from the probabilities there by inverting their distribution.
+
+        Each draw alone is uniform; those of neighbours are spread evenly (``even_draws``), so that the types around any
+        place are mixed as the probabilities say, without the noise that independent draws would add.
+
+        Args:
+            positions: where.
+            generator: of the draws.
+            allowed: as for ``log_probabilities``.
+            temperature: below 1 makes what is likely likelier: rare types get rarer than they are.
+
+        Raises:
+            InputError: as ``log_probabilities``, or a temperature that is not positive.
+        """
+        if not 0 < temperature < np.inf:
+            raise InputError(f"the temperature of types is {temperature}; it has to be > 0")
+        uniform = torch.from_numpy(even_draws(positions, float(torch.rand((), generator=generator))))[:, None]
         drawn = []
-        for part in np.array_split(positions, max(1, -(-len(positions) // CELLS_AT_ONCE))):
-            log_probability = self.log_probabilities(part, allowed).cpu()
-            uniform = torch.rand(log_probability.shape, generator=generator).clamp_(min=1e-20)
-            drawn.append((log_probability - (-uniform.log()).log()).argmax(1).numpy())
-        return np.array(self.names)[np.concatenate(drawn)]
+        for rows in torch.arange(len(positions)).split(CELLS_AT_ONCE):
+            log_probability = self.log_probabilities(positions[rows], allowed).cpu().double()
+            steps = (log_probability / temperature).softmax(1).cumsum(1)
+            drawn.append((steps <= uniform[rows] * steps[:, -1:]).sum(1).numpy())
+        return np.array(self.names)[np.concatenate([np.zeros(0, np.int64), *drawn])]
 
     def nll(self, cells: Cells) -> float:
         """Mean negative log-likelihood, in nats, of the types of cells that have one."""
@@ -223,6 +245,22 @@ def _new_model(cells: Cells, config: TypeConfig, seed: int) -> TypeModel:
         torch.manual_seed(seed)
         net = TypeNet(config, len(names))
     return TypeModel(net, config, names, (low + high) / 2, float((high - low).max()) / 4)
+
+
+def even_draws(positions: Positions, start: float) -> NDArray[np.float64]:
+    """(n,) draws in 0 .. 1 for positions (n, 3) mm, each uniform over ``start``, those of neighbours evenly spread.
+
+    The positions are followed along a Z-order curve, which runs through one neighbourhood after the other, and each
+    gets the last draw plus the golden ratio, modulo 1: any run of such draws covers 0 .. 1 evenly.
+    """
+    place = ((positions - positions.min(axis=0, initial=0.0)) / CURVE_STEP).astype(np.int64)
+    code = np.zeros(len(positions), dtype=np.int64)
+    for bit in range(CURVE_BITS):
+        for axis in range(3):
+            code |= (place[:, axis] >> bit & 1) << (3 * bit + axis)
+    draws = np.empty(len(positions))
+    draws[np.argsort(code, kind="stable")] = (start + np.arange(len(positions)) * GOLDEN) % 1
+    return draws
 
 
 def _temperature(model: TypeModel, cells: Cells, codes: Tensor) -> float:

@@ -42,6 +42,7 @@ def fill(
     genes: Panel = "panel",
     conditions: Mapping[str, str] | None = None,
     section_thickness: float = SECTION_THICKNESS,
+    type_temperature: float = 1.0,
     name: str = "imputed",
 ) -> Filled:
     """Fill a plane of the tissue, or a hole in it. Only ``measured`` is looked at, never the target.
@@ -57,6 +58,7 @@ def fill(
         conditions: metadata to set, such as {"technology": "scRNA-seq", "disease_state": "healthy"}; the usual
             otherwise.
         section_thickness: of the measured slices, mm.
+        type_temperature: of the draws of types; below 1, what is likely gets likelier.
         name: of the new section.
 
     Raises:
@@ -68,7 +70,8 @@ def fill(
     vocabulary.describe(np.zeros(0, str), conditions or {})  # says what is wrong before the work begins
     density = TissueDensity(measured, section_thickness)
     placed = place_cells(models.locations, measured, density, plane, placement, region)
-    types = models.types.sample(placed.positions, torch.Generator().manual_seed(placement.seed))
+    generator = torch.Generator().manual_seed(placement.seed)
+    types = models.types.sample(placed.positions, generator, temperature=type_temperature)
     sections = np.full(len(types), name)
     cells = Cells(placed.positions, types, sections=sections, metadata=vocabulary.describe(types, conditions or {}))
     return Filled(generate_expression(models.expression, cells, generation, genes=chosen), placed)

@@ -45,7 +45,7 @@ class PlacementOptions:
     thickness: float = 0.01  # mm, of the slab to fill
     steps: int = 35  # of the diffusion
     guidance: float = 1.0  # how much of the way from the model's density to the neighbours' the cells go; 0 for none
-    bandwidth: float = 0.1  # mm, of those densities
+    bandwidth: float = 0.04  # mm, of those densities
     longest_move: float = 0.05  # mm, in one step
     spacing: float = 0.0  # mm: leave out cells closer than this to another; 0.005 to 0.008 is what nuclei allow
     seed: int = 0
