@@ -1,14 +1,14 @@
 """The experiments of MIMYR's paper on brains whose truth is known: a table of scores with seeds and intervals.
 
-python bench/impute_brain.py [--seeds 21 22 23] [--folder FOLDER] [--toy]
+python bench/impute_brain.py [--seeds 21 22 23] [--workers 1] [--folder FOLDER] [--toy]
 
-A brain is an ellipsoid of a phantom's cells (18 types, 70 genes): twelve coronal sections of some 3,000 cells, 0.1 mm
+A brain is an ellipsoid of a phantom's cells (18 types, 70 genes): twelve coronal sections of some 3,000 cells, 0.2 mm
 apart, of which three are held out. Each seed is another brain, trained on and filled anew. Lines of the table:
 
 - imputed: the three stages; with "true places" or "true types" given the truth of the stages before, with "likely
   types" drawn at a temperature of 0.5, on held-out slices;
-- baseline: the paper's rules on the same measured slices (of two directions: on the fine-tuning slices);
-- drawn anew: other cells of the same anatomy, which is what a perfect sampler gives;
+- baseline: the paper's rules on the same measured slices (where there are fine-tuning slices: on those);
+- drawn anew: other cells of the same anatomy, which is what a perfect sampler of cells gives;
 - null baselines: what knowing nothing, or one profile for all of the tissue, scores.
 
 Experiments: slices held out; a hole of 0.15 mm in a slice; a sagittal cut, from coronal slices alone and after
@@ -23,7 +23,10 @@ import argparse
 import json
 import os
 import time
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import impute_figures
@@ -46,6 +49,7 @@ from teramind.impute.models import Models
 from teramind.impute.placement import PlacementOptions
 from teramind.impute.planes import Plane
 from teramind.impute.regions import Disc
+from teramind.impute.training import TrainingOptions
 
 RADII = (0.03, 0.04, 0.05)
 HELD_OUT = (3, 6, 9)
@@ -56,10 +60,29 @@ LIKELY = 0.5  # temperature of types for one line of the table
 FOLD = 1.5  # least change of a gene that counts as differing
 
 
-def train_all(cells: Cells, preset: str, seed: int) -> Models:
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        preset: size of the networks.
+        steps: of the training, as a share of the preset's.
+        brain: of its size; 1 is 1.1 x 0.9 x 2.9 mm.
+    """
+
+    preset: str = "small"
+    steps: float = 1.0
+    brain: float = 1.0
+
+    def options(self, seed: int, share: float = 1.0) -> list[TrainingOptions]:
+        presets = PRESETS[self.preset].options
+        return [replace(each, seed=seed, steps=round(each.steps * self.steps * share)) for each in presets]
+
+
+def train_all(cells: Cells, scale: Scale, seed: int) -> Models:
     """The three networks; where cells lie and what they are is learned from the healthy ones, without their copies."""
-    chosen = PRESETS[preset]
-    options = [replace(each, seed=seed) for each in chosen.options]
+    chosen = PRESETS[scale.preset]
+    options = scale.options(seed)
     healthy = cells[cells.metadata["disease_state"] == "healthy"]
     return Models(
         train_locations(healthy, options[0], config=chosen.shapes[0]),
@@ -68,13 +91,12 @@ def train_all(cells: Cells, preset: str, seed: int) -> Models:
     )
 
 
-def fine_tune(models: Models, cells: Cells, preset: str, seed: int) -> Models:
+def fine_tune(models: Models, cells: Cells, scale: Scale, seed: int) -> Models:
     """A fifth of the steps, at a third of the rate. What the networks have never seen has no type for them."""
     known = np.isin(cells.types, models.types.names)
     cells = replace(cells, types=np.where(known, cells.types, ""))
     locations, types, expression = (
-        replace(each, seed=seed, steps=each.steps // 5, learning_rate=each.learning_rate / 3)
-        for each in PRESETS[preset].options
+        replace(each, learning_rate=each.learning_rate / 3) for each in scale.options(seed, share=0.2)
     )
     return Models(
         train_locations(cells, locations, start=models.locations),
@@ -102,17 +124,17 @@ class Results:
 
     def table(self) -> str:
         metrics = (*REPORTED, "f1 above nulls")
-        lines = [" " * 44 + "".join(f"{metric:<36}" for metric in metrics)]
-        lines.append(f"{'experiment':18}{'r / mm':26}" + "".join(f"{r:<12g}" for _ in metrics for r in RADII))
+        lines = [" " * 44 + "".join(f"{metric:<39}" for metric in metrics)]
+        lines.append(f"{'experiment':18}{'r / mm':26}" + "".join(f"{r:<13g}" for _ in metrics for r in RADII))
         for experiment, name in dict.fromkeys(key[:2] for key in self.values):
             columns = [self.values[experiment, name, metric, radius] for metric in REPORTED for radius in RADII]
             columns += [self.above_nulls(experiment, name, radius) for radius in RADII]
-            lines.append(f"{experiment:18}{name:26}" + "".join(f"{interval(column):<12}" for column in columns))
+            lines.append(f"{experiment:18}{name:26}" + "".join(f"{interval(column):<13}" for column in columns))
         return "\n".join(lines)
 
     def gains(self) -> str:
         """What each imputed line is better by than the baseline, target by target."""
-        lines = ["better than the baseline by, target by target:", " " * 44 + f"{'spearman':<36}{'f1':<36}"]
+        lines = ["better than the baseline by, target by target:", " " * 44 + f"{'spearman':<39}{'f1':<39}"]
         for experiment, name in dict.fromkeys(key[:2] for key in self.values):
             if name in ("baseline", "drawn anew", "shuffled rows", "mean profile", "type means"):
                 continue
@@ -120,7 +142,7 @@ class Results:
             for metric in ("spearman", "f1"):
                 for radius in RADII:
                     own, rules = (self.values[experiment, line_, metric, radius] for line_ in (name, "baseline"))
-                    line += f"{interval(np.subtract(own, rules)):<12}"
+                    line += f"{interval(np.subtract(own, rules)):<13}"
             lines.append(line)
         return "\n".join(lines)
 
@@ -137,20 +159,19 @@ class Experiments:
 
     Args:
         seed: of the brain, the training and the draws.
-        preset: size of the networks.
-        scale: of the brain; 1 is 1.1 x 0.9 x 1.4 mm.
+        scale: of brain and networks.
         results: to add to.
     """
 
-    def __init__(self, seed: int, preset: str, scale: float, results: Results) -> None:
-        self.seed, self.preset, self.results = seed, preset, results
-        self.brain = PhantomBrain(seed, HALF_AXES * scale)
-        self.spacing, self.hole_radius = SPACING * scale, HOLE_RADIUS * scale
+    def __init__(self, seed: int, scale: Scale, results: Results) -> None:
+        self.seed, self.scale, self.results = seed, scale, results
+        self.brain = PhantomBrain(seed, HALF_AXES * scale.brain)
+        self.spacing, self.hole_radius = SPACING * scale.brain, HOLE_RADIUS * scale.brain
         self.placement = PlacementOptions(seed=seed)
         self.slices = self.brain.coronal_series(spacing=self.spacing)
         self.measured = join_cells([part for index, part in enumerate(self.slices) if index not in HELD_OUT])
         sick = self.brain.coronal_series(3, spacing=3 * self.spacing, name="sick ", drawn=1, sick=True)
-        self.models = train_all(join_cells([self.measured, *sick]), preset, seed)
+        self.models = train_all(join_cells([self.measured, *sick]), scale, seed)
 
     def imputed(
         self, models: Models, measured: Cells, plane: Plane, hole: Disc | None = None, temperature: float = 1.0
@@ -180,7 +201,7 @@ class Experiments:
         hole = Disc((float(middle[0]), float(middle[1])), self.hole_radius)
         inside = hole.contains(plane.flatten(self.measured.positions)) & (self.measured.sections == truth.sections[0])
         broken = self.measured[~inside]
-        tuned = fine_tune(self.models, broken, self.preset, self.seed)
+        tuned = fine_tune(self.models, broken, self.scale, self.seed)
         positions = baseline.uniform_disc(hole, plane, int(inside.sum()), self.seed)
         types = baseline.vote_types(broken, positions)
         anew = self.brain.cut(plane, drawn=2)
@@ -192,10 +213,10 @@ class Experiments:
         self.results.add("hole", truth[hole.contains(plane.flatten(truth.positions))], predictions, plane)
 
     def sagittal(self) -> None:
-        offsets = CENTRE[0] + self.spacing * np.array([-2.5, -1, 1, 2.5])
+        offsets = CENTRE[0] + self.spacing * np.array([-1.25, -0.5, 0.5, 1.25])
         own = join_cells([self.brain.cut(Plane.sagittal(float(x)), name=f"sagittal {x:.2f}") for x in offsets])
-        tuned = fine_tune(self.models, own, self.preset, self.seed)
-        for ml in (CENTRE[0] - 1.75 * self.spacing, CENTRE[0]):
+        tuned = fine_tune(self.models, own, self.scale, self.seed)
+        for ml in (CENTRE[0] - 0.875 * self.spacing, CENTRE[0]):
             plane = Plane.sagittal(float(ml))
             predictions = {
                 "coronal slices only": self.imputed(self.models, self.measured, plane),
@@ -213,7 +234,7 @@ class Experiments:
             for cells in self.brain.coronal_series(6, spacing=1.5 * self.spacing, name="b ", drawn=3)
         ]
         own = join_cells([series[index] for index in (0, 2, 3, 5)])
-        tuned = fine_tune(self.models, own, self.preset, self.seed)
+        tuned = fine_tune(self.models, own, self.scale, self.seed)
         for index in (1, 4):
             truth, plane = series[index], plane_of(series[index])
             predictions = {
@@ -241,45 +262,62 @@ def plane_of(cells: Cells) -> Plane:
     return Plane.coronal(float(cells.positions[:, 2].mean()))
 
 
+def run(seed: int, scale: Scale, folder: Path | None) -> tuple[Results, tuple[float, float, float], float]:
+    """All experiments on one brain, figures into a folder: scores; genes produced, precision, recall; CPU seconds."""
+    torch.set_num_threads(1)
+    results = Results()
+    experiments = Experiments(seed, scale, results)
+    truth, predictions, plane = experiments.held_out_slices()
+    if folder is not None:
+        impute_figures.f1_density(folder / "f1_density.png", truth, predictions, plane)
+        impute_figures.embedding(folder / "embedding.png", truth, predictions)
+    experiments.hole()
+    experiments.sagittal()
+    produced = experiments.other_panel()
+    precision, recall, *tables = experiments.healthy_control()
+    if folder is not None:
+        impute_figures.volcanoes(folder / "volcano.png", *tables)
+    minutes = time.process_time() / 60
+    print(f"brain {seed}: {len(experiments.measured):,} measured cells, {minutes:.1f} min of CPU", flush=True)
+    return results, (produced, precision, recall), time.process_time()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23], metavar="N")
     parser.add_argument("--preset", default="small", choices=[*PRESETS])
+    parser.add_argument("--steps", type=float, default=1.0, help="of the preset's (default: 1)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the brain (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="brains at a time (default: 1)")
     parser.add_argument("--toy", action="store_true", help="one small brain and tiny networks: two minutes")
     parser.add_argument("--folder", type=Path, help="for scores.json and the figures")
     options = parser.parse_args()
+    scale = Scale(options.preset, options.steps, options.scale)
     if options.toy:
-        options.seeds, options.preset, options.scale = options.seeds[:1], "tiny", 0.5
-    torch.set_num_threads(1)
-    results, extra = Results(), []
-    start, own = time.perf_counter(), time.process_time()
-    for seed in options.seeds:
-        experiments = Experiments(seed, options.preset, options.scale, results)
-        truth, predictions, plane = experiments.held_out_slices()
-        experiments.hole()
-        experiments.sagittal()
-        produced = experiments.other_panel()
-        precision, recall, *tables = experiments.healthy_control()
-        extra.append((produced, precision, recall))
-        minutes, load = (time.perf_counter() - start) / 60, os.getloadavg()[0]
-        print(f"brain {seed}: {len(experiments.measured):,} cells; {minutes:.1f} min, load {load:.1f}", flush=True)
-        if options.folder and seed == options.seeds[0]:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            impute_figures.f1_density(options.folder / "f1_density.png", truth, predictions, plane)
-            impute_figures.embedding(options.folder / "embedding.png", truth, predictions)
-            impute_figures.volcanoes(options.folder / "volcano.png", *tables)
+        options.seeds, scale = options.seeds[:1], Scale("tiny", brain=0.5)
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    results, extra, cpu = Results(), [], 0.0
+    start = time.perf_counter()
+    folders = [options.folder if index == 0 else None for index in range(len(options.seeds))]
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        for of_brain, figures, seconds in pool.map(run, options.seeds, repeat(scale), folders):
+            for key, values in of_brain.values.items():
+                results.values.setdefault(key, []).extend(values)
+            extra.append(figures)
+            cpu += seconds / 60
     print(results.table())
     print(results.gains())
     produced, precision, recall = np.mean(extra, axis=0)
     print(f"genes of the vocabulary written for cells of the smaller panel: {produced:.0%}")
     print(f"genes that sickness changes: precision {precision:.2f}, recall {recall:.2f}")
-    minutes, cpu = (time.perf_counter() - start) / 60, (time.process_time() - own) / 60
-    print(f"{len(options.seeds)} brains, {minutes:.1f} minutes, {cpu:.1f} of CPU, one thread")
+    minutes, load = (time.perf_counter() - start) / 60, os.getloadavg()[0]
+    print(f"{len(options.seeds)} brains in {minutes:.1f} minutes, {cpu:.1f} of CPU; load {load:.1f}")
     if options.folder:
-        options.folder.mkdir(parents=True, exist_ok=True)
         rows = [[*key, values] for key, values in results.values.items()]
-        (options.folder / "scores.json").write_text(json.dumps({"version": 1, "scores": rows, "extra": extra}, indent=1))
+        (options.folder / "scores.json").write_text(
+            json.dumps({"version": 1, "scores": rows, "extra": extra}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def volcanoes(path: Path, true: list[DifferentialTable], found: list[Differentia
     chosen = sorted(both, key=lambda table: -len(table.found()))[:3]
     figure, axes = _panels(len(chosen), rows=2)
     for column, table in enumerate(chosen):
-        for axis, side, title in ((axes[column], table, "true"), (axes[column + len(chosen)], by_type[table.type], "generated")):
+        sides = (("true", table), ("generated", by_type[table.type]))
+        for axis, (title, side) in zip(axes[column :: len(chosen)], sides, strict=True):
             marked = np.isin(side.genes, sorted(side.found()))
             height = -np.log10(np.maximum(side.adjusted, 1e-50))
             axis.scatter(side.log2_fold_change, height, s=8, c=np.where(marked, "tab:red", "0.6"))

@@ -36,10 +36,12 @@ class PhantomBrain:
     Attributes:
         seed: of anatomy and cells.
         half_axes: (3,) of the ellipsoid, mm.
+        centre: (3,) of the ellipsoid, mm.
     """
 
     seed: int
     half_axes: np.ndarray = field(default_factory=lambda: HALF_AXES)
+    centre: np.ndarray = field(default_factory=lambda: CENTRE)
 
     genes = GENES
     types = np.array([kind.name for kind in CELL_TYPES])
@@ -51,7 +53,7 @@ class PhantomBrain:
         seed = self.seed + 1_000_000 * drawn
         found = phantom_cells.cells_in(Anatomy(self.seed), seed, self._box(plane, thickness))
         positions = np.stack([found.x, found.y, found.z], axis=1) / 1000
-        inside = (((positions - CENTRE) / self.half_axes) ** 2).sum(axis=1) < 1
+        inside = (((positions - self.centre) / self.half_axes) ** 2).sum(axis=1) < 1
         kept = np.flatnonzero(inside & (np.abs(plane.offsets(positions)) <= thickness / 2))
         found, positions = found.take(kept), positions[kept]
         counts = cell_counts(found, seed)
@@ -67,9 +69,11 @@ class PhantomBrain:
             {key: np.full(len(positions), value) for key, value in metadata.items()},
         )
 
-    def coronal_series(self, slices: int = SLICES, *, spacing: float = SPACING, name: str = "", **options) -> list[Cells]:
+    def coronal_series(
+        self, slices: int = SLICES, *, spacing: float = SPACING, name: str = "", **options
+    ) -> list[Cells]:
         """Evenly spaced coronal sections through the middle."""
-        offsets = CENTRE[2] + spacing * (np.arange(slices) - (slices - 1) / 2)
+        offsets = self.centre[2] + spacing * (np.arange(slices) - (slices - 1) / 2)
         return [
             self.cut(Plane.coronal(float(ap)), name=f"{name}coronal{index:02d}", **options)
             for index, ap in enumerate(offsets)
@@ -78,7 +82,7 @@ class PhantomBrain:
     def _box(self, plane: Plane, thickness: float) -> phantom_cells.Box:
         """A box (z, y, x, um) around a slab across an axis."""
         axis = int(np.argmax(np.abs(plane.normal)))
-        low, high = CENTRE - self.half_axes, CENTRE + self.half_axes
+        low, high = self.centre - self.half_axes, self.centre + self.half_axes
         low[axis], high[axis] = plane.offset - thickness / 2, plane.offset + thickness / 2
         z, y, x = ((1000 * float(low[i]), 1000 * float(high[i])) for i in (2, 1, 0))
         return z, y, x

@@ -67,7 +67,7 @@ def with_slices(
     places = [(z, index, None) for index, z in enumerate(atlas.slice_z)] + [(new.z, -1, new) for new in slices]
     places.sort(key=lambda place: place[0])
     for (before, *_), (after, *_) in zip(places, places[1:], strict=False):
-        if not after - before >= CLOSEST_UM:
+        if not after - before >= CLOSEST_UM:  # a NaN, too
             raise InputError(f"two slices would lie at z = {before:g} and {after:g} um: leave out the new one")
     _, height, width = atlas.shape
     described = {

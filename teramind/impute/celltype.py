@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells, Labels
-from teramind.impute.features import waves
+from teramind.impute.features import LARGEST, waves
 from teramind.impute.interpolation import BetweenSlices
 from teramind.impute.model_files import read_tensors, write_tensors
 from teramind.impute.planes import Positions
-from teramind.impute.sections import find_sections
+from teramind.impute.sections import Section, find_sections
 from teramind.impute.training import TrainingOptions, describe, train
 
 KIND = "types"
@@ -53,19 +53,28 @@ class TypeConfig:
 
 
 class TypeNet(nn.Module):
-    """Logits of types at positions."""
+    """Logits of types at positions.
 
-    def __init__(self, config: TypeConfig, types: int) -> None:
+    Args:
+        config: shape of the network.
+        types: how many.
+        octaves: of the sines and cosines of each coordinate, at most ``config.octaves``.
+    """
+
+    def __init__(self, config: TypeConfig, types: int, octaves: tuple[int, int, int]) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(3 + 6 * config.octaves, config.width), nn.SiLU()]
         for _ in range(config.depth):
             layers += [nn.Linear(config.width, config.width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(config.width, types))
         self.octaves = config.octaves
+        seen = torch.arange(config.octaves) < torch.tensor(octaves)[:, None]  # 3, octaves
+        self.seen: Tensor
+        self.register_buffer("seen", seen.flatten().repeat(2), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """X (n, 3) in units of the scale -> logits (n, types)."""
-        return self.layers(torch.cat([x, waves(x, self.octaves)], dim=1))  # n, types
+        return self.layers(torch.cat([x, waves(x, self.octaves) * self.seen], dim=1))  # n, types
 
 
 class TypeModel:
@@ -75,6 +84,7 @@ class TypeModel:
         names: of the types, in the order of the logits.
         centre: (3,) middle of the training cells, mm.
         scale: mm that count as 1.
+        octaves: of the waves of each coordinate that the network sees.
         temperature: that logits are divided by.
         training: how it was trained; ``held_out_nll`` and, of the types' frequencies alone, ``frequency_nll``, in nats.
     """
@@ -86,11 +96,12 @@ class TypeModel:
         names: Sequence[str],
         centre: NDArray[np.float64],
         scale: float,
+        octaves: tuple[int, int, int],
         temperature: float = 1.0,
         training: Mapping[str, Any] | None = None,
     ) -> None:
         self.net, self.config, self.names = net, config, tuple(names)
-        self.centre, self.scale, self.temperature = centre, scale, temperature
+        self.centre, self.scale, self.octaves, self.temperature = centre, scale, octaves, temperature
         self.training = dict(training or {})
 
     @torch.no_grad()
@@ -169,7 +180,7 @@ class TypeModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as a .safetensors file."""
-        frame = {"centre": self.centre.tolist(), "scale": self.scale}
+        frame = {"centre": self.centre.tolist(), "scale": self.scale, "octaves": self.octaves}
         header = {"config": asdict(self.config), "names": self.names, "frame": frame, "training": self.training}
         write_tensors(path, KIND, self.net.state_dict(), header | {"temperature": self.temperature})
 
@@ -178,10 +189,11 @@ class TypeModel:
         """Read what ``save`` wrote; an ``InputError`` for anything else."""
         tensors, header = read_tensors(path, KIND)
         config, names, frame = TypeConfig(**header["config"]), header["names"], header["frame"]
-        net = TypeNet(config, len(names))
+        octaves = (frame["octaves"][0], frame["octaves"][1], frame["octaves"][2])
+        net = TypeNet(config, len(names), octaves)
         net.load_state_dict(tensors)
-        centre = np.asarray(frame["centre"])
-        return cls(net.eval(), config, names, centre, frame["scale"], header["temperature"], header["training"])
+        centre, temperature = np.asarray(frame["centre"]), header["temperature"]
+        return cls(net.eval(), config, names, centre, frame["scale"], octaves, temperature, header["training"])
 
     def _units(self, positions: Positions) -> Tensor:
         return torch.from_numpy((positions - self.centre) / self.scale).float()
@@ -223,9 +235,9 @@ def train_types(
 
     def loss(generator: torch.Generator) -> Tensor:
         uniform = torch.rand(options.batch, 3, generator=generator, dtype=torch.float64).numpy()
-        rows, moved = between.draw(uniform)
-        rows, moved = rows[shown[rows]], moved[shown[rows]]
-        return F.cross_entropy(model.net(model._units(moved)), codes[rows])
+        rows = between.draw(uniform)[0]  # cells of slices far apart stand for more tissue
+        rows = rows[shown[rows]]
+        return F.cross_entropy(model.net(model._units(labelled.positions[rows])), codes[rows])
 
     losses = train(model.net, loss, options, state, resume=resume)
     model.temperature = 1.0
@@ -241,10 +253,27 @@ def train_types(
 def _new_model(cells: Cells, config: TypeConfig, seed: int) -> TypeModel:
     names = np.unique(cells.require_types("learning types")).tolist()
     low, high = cells.positions.min(axis=0), cells.positions.max(axis=0)
+    scale = float((high - low).max()) / 4
+    octaves = _octaves(find_sections(cells), scale, config.octaves)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = TypeNet(config, len(names))
-    return TypeModel(net, config, names, (low + high) / 2, float((high - low).max()) / 4)
+        net = TypeNet(config, len(names), octaves)
+    return TypeModel(net, config, names, (low + high) / 2, scale, octaves)
+
+
+def _octaves(sections: Sequence[Section], scale: float, most: int) -> tuple[int, int, int]:
+    """Octaves of the waves of each coordinate: across the slices, none whose period is below four of their gaps.
+
+    Between slices nothing tells a network what is there; seeing slow waves alone, it has to move borders smoothly from
+    one slice to the next. Where slices were cut across several axes, each shows what lies between the others.
+    """
+    octaves = [most] * 3
+    axes = {section.axis for section in sections}
+    if len(axes) == 1:
+        gaps = np.diff([section.offset for section in sections]) / scale
+        shortest = 4 * float(gaps.max(initial=0.0)) or np.inf
+        octaves[axes.pop()] = int(np.clip(np.log2(2 * LARGEST / shortest) + 1, 1, most))
+    return octaves[0], octaves[1], octaves[2]
 
 
 def even_draws(positions: Positions, start: float) -> NDArray[np.float64]:

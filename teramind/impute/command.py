@@ -6,8 +6,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from teramind.impute.cells import Cells, join_cells
 from teramind.impute.data import read_cells, write_cells
 from teramind.impute.differential import differential_expression, write_tables
 from teramind.impute.evaluation import DEFAULT_RADII, compare
-from teramind.impute.filling import SECTION_THICKNESS, express, fill
+from teramind.impute.filling import SECTION_THICKNESS, Panel, express, fill
 from teramind.impute.fitting import PRESETS, train_models
 from teramind.impute.gene_order import order_genes, read_edges
 from teramind.impute.generation import GenerationOptions
 from teramind.impute.models import STAGES, Models
 from teramind.impute.placement import PlacementOptions
-from teramind.impute.planes import Plane, parse_plane
+from teramind.impute.planes import Plane, parse_numbers, parse_plane
 from teramind.impute.regions import parse_region
+from teramind.impute.virtual_slices import SPREAD_UM, Slab, add_virtual_slices, check_slab
 
 log = logging.getLogger(__name__)
 
@@ -72,41 +73,95 @@ def run_train(arguments: argparse.Namespace) -> None:
 
 def run_fill(arguments: argparse.Namespace) -> None:
     """``teramind impute fill``."""
-    if Path(arguments.output).exists() and not arguments.overwrite:
-        raise InputError(f"{arguments.output} exists; replace it with --overwrite, or choose another name")
-    if (arguments.plane is None) != arguments.expression_only:
-        raise InputError("give either --plane, or --expression-only to keep the cells that are there")
+    _check_fill(arguments)
     models = Models.load(arguments.models)
-    plane = None if arguments.plane is None else parse_plane(arguments.plane)
-    region = None if arguments.hole is None else parse_region(arguments.hole)
     conditions = _conditions(arguments.set)
     generation = GenerationOptions(top_k=arguments.top_k, temperature=arguments.temperature, seed=arguments.seed)
     genes = arguments.genes if arguments.genes in ("panel", "all") else _read_names(arguments.genes)
     facts: dict[str, Any] = {"conditions": conditions, "generation": asdict(generation)}
-    if plane is None:
+    if arguments.expression_only:
         measured = _read(arguments.data, arguments, sections=False)
         cells = express(models, measured, generation=generation, genes=genes, conditions=conditions)
     else:
-        placement = PlacementOptions(
-            thickness=arguments.thickness,
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-            spacing=arguments.spacing,
-            seed=arguments.seed,
-        )
-        filled = fill(
-            models, _read(arguments.data, arguments), plane, region, placement=placement, generation=generation,
-            genes=genes, conditions=conditions, section_thickness=arguments.section_thickness, name=arguments.name,
-        )  # fmt: skip
-        cells, placed = filled.cells, filled.placement
-        facts |= {"plane": asdict(plane), "hole": arguments.hole, "placement": asdict(placement)}
-        facts |= {"acceptance": placed.acceptance, "drawn_around_measured": placed.fallback}
+        cells, slabs, filled = _fill_planes(models, arguments, generation, genes, conditions)
+        if arguments.atlas:
+            _write_slices(slabs, arguments)
+        facts |= filled
     write_cells(arguments.output, cells, models=str(arguments.models), data=list(map(str, arguments.data)), **facts)
     counts = cells.require_counts("the summary")
     produced = int((np.diff(counts.tocsc().indptr) > 0).sum())
     sys.stdout.write(
         f"{arguments.output}: {len(cells):,} cells of {len(set(cells.require_types('the summary').tolist()))} types,"
         f" {counts.nnz / max(1, len(cells)):.1f} genes a cell, {produced} of {len(cells.genes)} genes produced\n"
+    )
+
+
+def _check_fill(arguments: argparse.Namespace) -> None:
+    """What can be said before anything is read."""
+    if bool(arguments.plane) == arguments.expression_only:
+        raise InputError("give either --plane, or --expression-only to keep the cells that are there")
+    if arguments.hole is not None and len(arguments.plane or []) != 1:
+        raise InputError("--hole lies in a plane: give one --plane with it")
+    if (arguments.atlas is None) != (arguments.denser_atlas is None):
+        raise InputError("--atlas and --denser-atlas go together: the atlas to copy and the one to write")
+    if arguments.atlas and arguments.expression_only:
+        raise InputError("--atlas takes new slices, and --expression-only makes none: leave out one of the two")
+    for path in filter(None, (arguments.output, arguments.denser_atlas)):
+        if Path(path).exists() and not arguments.overwrite:
+            raise InputError(f"{path} exists; replace it with --overwrite, or choose another name")
+
+
+def _fill_planes(
+    models: Models,
+    arguments: argparse.Namespace,
+    generation: GenerationOptions,
+    genes: Panel,
+    conditions: Mapping[str, str],
+) -> tuple[Cells, list[Slab], dict[str, Any]]:
+    """The cells of all planes together, and apart; and what to write down on them."""
+    planes = [parse_plane(text) for text in arguments.plane]
+    region = None if arguments.hole is None else parse_region(arguments.hole)
+    measured = _read(arguments.data, arguments)
+    slabs, facts = [], []
+    if arguments.atlas:
+        for plane in planes:
+            check_slab(plane, arguments.thickness, arguments.slices)
+    for index, plane in enumerate(planes):
+        placement = PlacementOptions(
+            thickness=arguments.thickness,
+            steps=arguments.steps,
+            guidance=arguments.guidance,
+            spacing=arguments.spacing,
+            seed=arguments.seed + index,  # the same draws would lay out the planes alike
+        )
+        filled = fill(
+            models, measured, plane, region, placement=placement, generation=replace(generation, seed=placement.seed),
+            genes=genes, conditions=conditions, section_thickness=arguments.section_thickness,
+            type_temperature=arguments.type_temperature,
+            name=arguments.name if len(planes) == 1 else f"{arguments.name} {index + 1}",
+        )  # fmt: skip
+        slabs.append(Slab(filled.cells, plane, arguments.thickness, arguments.slices))
+        placed = filled.placement
+        facts.append(
+            {"plane": asdict(plane), "hole": arguments.hole, "placement": asdict(placement)}
+            | {"acceptance": placed.acceptance, "drawn_around_measured": placed.fallback}
+        )
+    return join_cells([slab.cells for slab in slabs]), slabs, {"filled": facts}
+
+
+def _write_slices(slabs: Sequence[Slab], arguments: argparse.Namespace) -> None:
+    """The cells as slices of a copy of an atlas."""
+    origin = parse_numbers(arguments.atlas_origin)
+    if len(origin) != 3:
+        raise InputError(f"--atlas-origin {arguments.atlas_origin} does not read as ML,DV,AP in mm")
+    made = add_virtual_slices(
+        arguments.atlas, arguments.denser_atlas, slabs, origin=(origin[0], origin[1], origin[2]),
+        spread_um=arguments.spread_um, seed=arguments.seed, overwrite=arguments.overwrite,
+    )  # fmt: skip
+    sys.stdout.write(
+        f"{arguments.denser_atlas}: {made.atlas.slices} slices, of which {len(made.added)} virtual;"
+        f" {made.transcripts:,} transcripts in these, {made.outside:,} outside the frame,"
+        f" {made.unknown:,} of genes that the atlas lacks\n"
     )
 
 
@@ -151,7 +206,9 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", help="folder of models")
     parser.add_argument("data", nargs="+", help=".h5ad files of measured slices")
     parser.add_argument("--output", required=True, metavar="H5AD", help="file to write")
-    parser.add_argument("--plane", metavar="PLANE", help="coronal:AP, sagittal:ML or x,y,z,nx,ny,nz (mm)")
+    parser.add_argument(
+        "--plane", nargs="+", metavar="PLANE", help="one or more of coronal:AP, sagittal:ML or x,y,z,nx,ny,nz (mm)"
+    )
     parser.add_argument(
         "--hole", metavar="REGION", help="disc:x,y,radius, polygon:x,y,... or mask:FILE.npz, in the plane"
     )
@@ -179,7 +236,26 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
     parser.add_argument("--top-k", type=int, metavar="N", help="draw the next gene from the N likeliest; all otherwise")
     parser.add_argument("--temperature", type=float, default=1.0, help="of those draws (default: 1)")
+    parser.add_argument(
+        "--type-temperature", type=float, default=1.0, help="of the draws of types; below 1 favours likely ones"
+    )
+    _add_atlas(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+
+
+def _add_atlas(parser: argparse.ArgumentParser) -> None:
+    """Options of the atlas that the cells become slices of."""
+    parser.add_argument(
+        "--atlas", metavar="ATLAS.zarr", help="write the cells as transcripts into a copy of this atlas"
+    )
+    parser.add_argument("--denser-atlas", metavar="NEW.zarr", help="that copy, with the new slices, for generate")
+    parser.add_argument(
+        "--atlas-origin", default="0,0,0", metavar="ML,DV,AP", help="of the atlas' first pixel, mm (default: 0,0,0)"
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="to cut each slab into (default: 1)")
+    parser.add_argument(
+        "--spread-um", type=float, default=SPREAD_UM, help=f"of transcripts around a cell (default: {SPREAD_UM:g})"
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from teramind.impute.expression import SIZES, ExpressionConfig, train_expression
 from teramind.impute.gene_order import GeneOrder
 from teramind.impute.location import LocationConfig, train_locations
 from teramind.impute.models import STAGES, Models, model_path, state_path
+from teramind.impute.sections import find_sections
 from teramind.impute.training import TrainingOptions
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def train_models(
     begin = (None, None, None) if start is None else (start.locations, start.types, start.expression)
     if start is not None and order is not None:
         raise InputError("models to start from have their own gene order; give none beside them")
+    _check_cells(cells, start)
     paths = [model_path(folder, stage) for stage in STAGES]
     states = [state_path(folder, stage) for stage in STAGES]
     with OutputLock(folder):
@@ -118,6 +120,15 @@ def train_models(
         )
         expression.save(paths[2])
     return Models(locations, types, expression)
+
+
+def _check_cells(cells: Cells, start: Models | None) -> None:
+    """What the last of the trainings would find, after the others have been written."""
+    types = cells.require_types("learning types")
+    cells.require_counts("learning expression")
+    find_sections(cells)
+    if start is not None:
+        start.types.encode(types[types != ""])
 
 
 def _make_room(folder: Path, paths: list[Path], overwrite: bool) -> None:

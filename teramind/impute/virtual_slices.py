@@ -46,11 +46,16 @@ class Slab:
     slices: int = 1
 
     def __post_init__(self) -> None:
-        if self.plane.normal != (0.0, 0.0, 1.0):
-            raise InputError("the slices of an atlas are coronal, and this plane is not: fill coronal:AP")
-        integer_between("the number of slices", self.slices, 1, 2**12)
-        if not 0 < self.thickness < np.inf:
-            raise InputError(f"the slab's thickness is {self.thickness} mm; it has to be > 0")
+        check_slab(self.plane, self.thickness, self.slices)
+
+
+def check_slab(plane: Plane, thickness: float, slices: int) -> None:
+    """Raise the errors of ``Slab``, before its cells are there."""
+    if plane.normal != (0.0, 0.0, 1.0):
+        raise InputError("the slices of an atlas are coronal, and this plane is not: fill coronal:AP")
+    integer_between("the number of slices", slices, 1, 2**12)
+    if not 0 < thickness < np.inf:
+        raise InputError(f"the slab's thickness is {thickness} mm; it has to be > 0")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,7 +146,10 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
     ("words", "said"),
     [
         (["--plane", "coronal:9"], "outside the tissue"),
+        (["--plane", "coronal:nan"], "not finite"),
         (["--plane", "coronal:4", "--hole", "disc:2,2,0"], "empty"),
+        (["--plane", "coronal:4", "--hole", "polygon:1,1,2,2,3,3"], "empty"),
+        (["--plane", "coronal:4", "--type-temperature", "0"], "temperature of types"),
         (["--plane", "coronal:4", "--hole", "disc:9,9,0.2"], "no tissue around the hole"),
         (["--plane", "coronal:4", "--hole", "mask:absent.npz"], "absent.npz is no mask"),
         (["--plane", "coronal:4", "--hole", "circle:1,1,1"], "does not read as"),
@@ -166,6 +170,43 @@ def test_one_sentence_and_nothing_half_written(folder, trained, words, said, cap
     assert said in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def unaligned(cells):
+    return replace(cells, positions=cells.positions + np.where(cells.sections == cells.sections[0], 5.0, 0.0)[:, None])
+
+
+def of_another_type(cells):
+    return replace(cells, types=np.where(np.arange(len(cells)) == 5, "unheard", cells.types))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "said"),
+    [
+        (lambda cells: cells, ["--types", "kind"], "no column 'kind'"),
+        (lambda cells: cells, ["--sections", "slide"], "no column 'slide'"),
+        (unaligned, [], "hardly overlap"),
+        (of_another_type, ["--start", "models"], "does not know type 'unheard'"),
+        (lambda cells: cells, ["--start", "absent"], "no folder"),
+        (lambda cells: cells, ["--grn", "absent.tsv"], "absent.tsv"),
+        ("nan", [], "nan"),
+    ],
+)
+def test_training_says_what_is_wrong_and_writes_nothing(trained, slices, tmp_path, spoil, words, said, capsys):
+    cells, path = join_cells(slices[2:4]), tmp_path / "spoilt.h5ad"
+    write_cells(path, cells if spoil == "nan" else spoil(cells))
+    if spoil == "nan":
+        import anndata
+
+        data = anndata.read_h5ad(path)
+        data.obsm["aligned_spatial"][3, 0] = np.nan
+        data.write_h5ad(path)
+    words = [str(trained) if word == "models" else word for word in words]
+    assert main(["impute", "train", str(path), "--models", str(tmp_path / "never"), *QUICK, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [made.name for made in tmp_path.iterdir()] == ["spoilt.h5ad"]
 
 
 def test_models_that_are_not_there(folder, trained, tmp_path, capsys):

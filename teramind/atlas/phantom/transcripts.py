@@ -67,9 +67,7 @@ def cell_counts(cells: Cells, seed: int) -> csr_array:
     return csr_array((ones, (owner[found], gene[found])), shape=(len(cells), len(GENES)))
 
 
-def _drawn(
-    cells: Cells, seed: int
-) -> tuple[npt.NDArray[np.intp], Draws, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _drawn(cells: Cells, seed: int) -> tuple[npt.NDArray[np.intp], Draws, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """The transcripts of cells before any drops out: row of the cell, random numbers, first free number, gene."""
     per_cell = Draws(seed, Purpose.TRANSCRIPTS, cells.id)
     number = _poisson(LOOKS["transcripts"][cells.type] * cells.size, per_cell.uniform(0))
