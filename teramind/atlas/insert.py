@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def with_slices(
         raise InputError(f"{output} is the atlas itself: slices are added to a copy, so give it another name")
     places = [(z, index, None) for index, z in enumerate(atlas.slice_z)] + [(new.z, -1, new) for new in slices]
     places.sort(key=lambda place: place[0])
-    for (before, *_), (after, *_) in zip(places, places[1:], strict=False):
+    for (before, *_), (after, *_) in pairwise(places):
         if not after - before >= CLOSEST_UM:  # a NaN, too
             raise InputError(f"two slices would lie at z = {before:g} and {after:g} um: leave out the new one")
     _, height, width = atlas.shape

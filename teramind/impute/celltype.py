@@ -36,6 +36,7 @@ CELLS_AT_ONCE = 8192
 COLDEST, HOTTEST = 0.2, 5.0  # temperatures
 CURVE_STEP, CURVE_BITS = 0.005, 20  # mm and bits of a coordinate, of the curve along which draws are spread evenly
 GOLDEN = (5**0.5 - 1) / 2
+GAPS_A_WAVE = 3  # least period across the slices, in gaps between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +263,7 @@ def _new_model(cells: Cells, config: TypeConfig, seed: int) -> TypeModel:
 
 
 def _octaves(sections: Sequence[Section], scale: float, most: int) -> tuple[int, int, int]:
-    """Octaves of the waves of each coordinate: across the slices, none whose period is below four of their gaps.
+    """Octaves of the waves of each coordinate: across the slices, none whose period is below three of their gaps.
 
     Between slices nothing tells a network what is there; seeing slow waves alone, it has to move borders smoothly from
     one slice to the next. Where slices were cut across several axes, each shows what lies between the others.
@@ -271,8 +272,8 @@ def _octaves(sections: Sequence[Section], scale: float, most: int) -> tuple[int,
     axes = {section.axis for section in sections}
     if len(axes) == 1:
         gaps = np.diff([section.offset for section in sections]) / scale
-        shortest = 4 * float(gaps.max(initial=0.0)) or np.inf
-        octaves[axes.pop()] = int(np.clip(np.log2(2 * LARGEST / shortest) + 1, 1, most))
+        shortest = GAPS_A_WAVE * float(gaps.max(initial=0.0)) or np.inf
+        octaves[axes.pop()] = int(np.clip(np.log2(2 * LARGEST / shortest) + 1 + 1e-6, 1, most))
     return octaves[0], octaves[1], octaves[2]
 
 

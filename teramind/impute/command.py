@@ -104,6 +104,7 @@ def _check_fill(arguments: argparse.Namespace) -> None:
         raise InputError("--hole lies in a plane: give one --plane with it")
     if (arguments.atlas is None) != (arguments.denser_atlas is None):
         raise InputError("--atlas and --denser-atlas go together: the atlas to copy and the one to write")
+    _origin(arguments.atlas_origin)
     if arguments.atlas and arguments.expression_only:
         raise InputError("--atlas takes new slices, and --expression-only makes none: leave out one of the two")
     for path in filter(None, (arguments.output, arguments.denser_atlas)):
@@ -151,11 +152,9 @@ def _fill_planes(
 
 def _write_slices(slabs: Sequence[Slab], arguments: argparse.Namespace) -> None:
     """The cells as slices of a copy of an atlas."""
-    origin = parse_numbers(arguments.atlas_origin)
-    if len(origin) != 3:
-        raise InputError(f"--atlas-origin {arguments.atlas_origin} does not read as ML,DV,AP in mm")
+    origin = _origin(arguments.atlas_origin)
     made = add_virtual_slices(
-        arguments.atlas, arguments.denser_atlas, slabs, origin=(origin[0], origin[1], origin[2]),
+        arguments.atlas, arguments.denser_atlas, slabs, origin=origin,
         spread_um=arguments.spread_um, seed=arguments.seed, overwrite=arguments.overwrite,
     )  # fmt: skip
     sys.stdout.write(
@@ -183,6 +182,13 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if arguments.differential:
         write_tables(arguments.differential, differential_expression(truth, predictions["prediction"]))
     sys.stdout.write(result.table() + "\n")
+
+
+def _origin(text: str) -> tuple[float, float, float]:
+    numbers = parse_numbers(text)
+    if len(numbers) != 3:
+        raise InputError(f"--atlas-origin {text} does not read as ML,DV,AP in mm")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

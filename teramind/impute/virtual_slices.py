@@ -1,4 +1,4 @@
-"""Imputed cells as slices of an atlas: each cell's counts become transcripts around it, so that images can be generated.
+"""Imputed cells as slices of an atlas: each cell's counts become transcripts around it, for images to be generated.
 
 The atlas frame is the common frame in um up to an origin: x, y and z of a transcript are ML, DV and AP.
 """
@@ -23,7 +23,7 @@ from teramind.impute.planes import Plane, Positions
 log = logging.getLogger(__name__)
 
 SPREAD_UM = 3.0
-"""Standard deviation of a transcript's distance from its cell's centre along each axis: a body's radius is 4 to 8 um."""
+"""Standard deviation of transcripts around their cell's centre, along each axis: the radius of a body is 4 to 8 um."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,12 @@ def add_virtual_slices(
         raise InputError("there are no cells to write as slices")
     new, unknown = [], 0
     for number, slab in enumerate(slabs):
-        counts = slab.cells.require_counts("drawing transcripts")
-        column = {name: index for index, name in enumerate(atlas.genes)}
-        genes = np.array([column.get(name, -1) for name in slab.cells.genes], dtype=np.intp)
-        if not (genes >= 0).any():
-            raise InputError(f"the cells' genes, {', '.join(slab.cells.genes[:3])}, ..., are none of the atlas'")
         generator = np.random.default_rng([seed, number])
-        rows = counts.tocoo()
-        number_of = np.floor(rows.data + generator.random(rows.nnz)).astype(np.int64)
-        owner, gene = np.repeat(rows.coords[0], number_of), genes[np.repeat(rows.coords[1], number_of)]
-        unknown += int((gene < 0).sum())
-        owner, gene = owner[gene >= 0], gene[gene >= 0]
-        places = 1000 * (slab.cells.positions[owner] - origin) + generator.normal(0, spread_um, (len(owner), 3))
-        new += _cut(slab, places, gene, 1000 * (slab.plane.offset - origin[2]), atlas.pixel_size)
+        places, gene = _drawn(slab.cells, atlas.genes, spread_um, generator)
+        known = gene >= 0
+        unknown += int((~known).sum())
+        around = places[known] - 1000 * np.asarray(origin)
+        new += _cut(slab, around, gene[known], 1000 * (slab.plane.offset - origin[2]), atlas.pixel_size)
     total, _, height, width = sum(len(part.gene) for part in new), *atlas.shape
     inside = sum(int(((p.x >= 0) & (p.x < width) & (p.y >= 0) & (p.y < height)).sum()) for p in new)
     if total and not inside:
@@ -136,6 +129,21 @@ def add_virtual_slices(
         log.warning("%d genes of the atlas read as zero in the new slices, %s for one", len(lacking), lacking[0])
     added = tuple(int(number) for number in made.provenance["added_slices"])
     return DenserAtlas(made, added, inside, total - inside, unknown)
+
+
+def _drawn(
+    cells: Cells, atlas_genes: Sequence[str], spread_um: float, generator: np.random.Generator
+) -> tuple[Positions, NDArray[np.intp]]:
+    """Transcripts around cells: places (n, 3) um in the common frame, and genes (n,), -1 where the atlas lacks it."""
+    counts = cells.require_counts("drawing transcripts")
+    column = {name: index for index, name in enumerate(atlas_genes)}
+    genes = np.array([column.get(name, -1) for name in cells.genes], dtype=np.intp)
+    if not (genes >= 0).any():
+        raise InputError(f"the cells' genes, {', '.join(cells.genes[:3])}, ..., are none of the atlas'")
+    entries = counts.tocoo()
+    number = np.floor(entries.data + generator.random(entries.nnz)).astype(np.int64)
+    owner, gene = (np.repeat(axis, number) for axis in entries.coords)
+    return 1000 * cells.positions[owner] + generator.normal(0, spread_um, (len(owner), 3)), genes[gene]
 
 
 def _cut(slab: Slab, places: Positions, gene: NDArray[np.intp], middle: float, pixel_size: float) -> list[NewSlice]:

@@ -114,18 +114,23 @@ def test_genes_by_name(atlas, tmp_path, caplog):
     assert "genes of the atlas read as zero" in caplog.text
 
 
+def changed(one, **values):
+    cells = {"positions": one.cells.positions, "counts": one.cells.counts, "genes": one.cells.genes}
+    return Slab(Cells(**(cells | values)), one.plane, one.thickness)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda s: Slab(s.cells, Plane.sagittal(0.05), 0.03), "coronal"),
-        (lambda s: Slab(s.cells, s.plane, 0.0), "thickness is 0.0"),
-        (lambda s: Slab(s.cells, s.plane, 0.03, 0), "number of slices"),
-        (lambda s: Slab(s.cells, Plane.coronal(0.1), 0.03), "two slices"),
-        (lambda s: Slab(Cells(s.cells.positions), s.plane, 0.03), "needs expression"),
-        (lambda s: Slab(Cells(s.cells.positions + 5, counts=s.cells.counts, genes=s.cells.genes), s.plane, 0.03), "origin"),
-        (lambda s: Slab(Cells(s.cells.positions, counts=s.cells.counts, genes=tuple(f"n{i}" for i in range(70))), s.plane, 0.03), "none of the atlas'"),
+        (lambda one: Slab(one.cells, Plane.sagittal(0.05), 0.03), "coronal"),
+        (lambda one: Slab(one.cells, one.plane, 0.0), "thickness is 0.0"),
+        (lambda one: Slab(one.cells, one.plane, 0.03, 0), "number of slices"),
+        (lambda one: Slab(one.cells, Plane.coronal(0.1), 0.03), "two slices"),
+        (lambda one: changed(one, counts=None, genes=()), "needs expression"),
+        (lambda one: changed(one, positions=one.cells.positions + 5), "origin"),
+        (lambda one: changed(one, genes=tuple(map(str, range(70)))), "none of the atlas'"),
     ],
-)  # fmt: skip
+)
 def test_one_sentence_and_nothing_half_written(atlas, tmp_path, spoil, words):
     with pytest.raises(InputError, match=words) as raised:
         add_virtual_slices(atlas, tmp_path / "never.zarr", [spoil(slab(atlas))])
@@ -164,8 +169,8 @@ def test_filled_cells_become_slices_by_the_command(tmp_path, brain_atlas, measur
     before = sorted(path.name for path in tmp_path.iterdir())
     for wrong, said in (
         (["--plane", "sagittal:2.0"], "coronal"),
+        (["--plane", "coronal:4.1", "--slices", "0"], "number of slices"),
         (["--plane", "coronal:4.1", "--atlas-origin", "1,2"], "ML,DV,AP"),
-        (["--plane", "coronal:4.1", "--atlas-origin", "50,50,4"], "origin"),
         (["--plane", "coronal:4.1", "coronal:4.2", "--hole", "disc:2,2,0.2"], "one --plane"),
         (["--expression-only"], "--expression-only makes none"),
     ):
