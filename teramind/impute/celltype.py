@@ -271,9 +271,9 @@ def _octaves(sections: Sequence[Section], scale: float, most: int) -> tuple[int,
     octaves = [most] * 3
     axes = {section.axis for section in sections}
     if len(axes) == 1:
-        gaps = np.diff([section.offset for section in sections]) / scale
-        shortest = GAPS_A_WAVE * float(gaps.max(initial=0.0)) or np.inf
-        octaves[axes.pop()] = int(np.clip(np.log2(2 * LARGEST / shortest) + 1 + 1e-6, 1, most))
+        widest = float(np.diff([section.offset for section in sections]).max(initial=0.0)) / scale
+        waves_seen = np.log2(2 * LARGEST / (GAPS_A_WAVE * widest)) + 1 + 1e-6 if widest else 1
+        octaves[axes.pop()] = int(np.clip(waves_seen, 1, most))
     return octaves[0], octaves[1], octaves[2]
 
 

@@ -83,10 +83,12 @@ def run_fill(arguments: argparse.Namespace) -> None:
         measured = _read(arguments.data, arguments, sections=False)
         cells = express(models, measured, generation=generation, genes=genes, conditions=conditions)
     else:
-        cells, slabs, filled = _fill_planes(models, arguments, generation, genes, conditions)
+        planes, filled, made = _fill_planes(models, arguments, generation, genes, conditions)
         if arguments.atlas:
-            _write_slices(slabs, arguments)
-        facts |= filled
+            of_planes = zip(planes, filled, strict=True)
+            _write_slices([Slab(part, p, arguments.thickness, arguments.slices) for p, part in of_planes], arguments)
+        cells = join_cells(filled)
+        facts |= made
     write_cells(arguments.output, cells, models=str(arguments.models), data=list(map(str, arguments.data)), **facts)
     counts = cells.require_counts("the summary")
     produced = int((np.diff(counts.tocsc().indptr) > 0).sum())
@@ -118,13 +120,14 @@ def _fill_planes(
     generation: GenerationOptions,
     genes: Panel,
     conditions: Mapping[str, str],
-) -> tuple[Cells, list[Slab], dict[str, Any]]:
-    """The cells of all planes together, and apart; and what to write down on them."""
+) -> tuple[list[Plane], list[Cells], dict[str, Any]]:
+    """The planes, the cells of each, and what to write down on them."""
     planes = [parse_plane(text) for text in arguments.plane]
     region = None if arguments.hole is None else parse_region(arguments.hole)
     measured = _read(arguments.data, arguments)
-    slabs, facts = [], []
-    if arguments.atlas:
+    filled_cells: list[Cells] = []
+    facts = []
+    if arguments.atlas:  # said before the work begins
         for plane in planes:
             check_slab(plane, arguments.thickness, arguments.slices)
     for index, plane in enumerate(planes):
@@ -141,13 +144,13 @@ def _fill_planes(
             type_temperature=arguments.type_temperature,
             name=arguments.name if len(planes) == 1 else f"{arguments.name} {index + 1}",
         )  # fmt: skip
-        slabs.append(Slab(filled.cells, plane, arguments.thickness, arguments.slices))
+        filled_cells.append(filled.cells)
         placed = filled.placement
         facts.append(
             {"plane": asdict(plane), "hole": arguments.hole, "placement": asdict(placement)}
             | {"acceptance": placed.acceptance, "drawn_around_measured": placed.fallback}
         )
-    return join_cells([slab.cells for slab in slabs]), slabs, {"filled": facts}
+    return planes, filled_cells, {"filled": facts}
 
 
 def _write_slices(slabs: Sequence[Slab], arguments: argparse.Namespace) -> None:
