@@ -288,7 +288,7 @@ def run(seed: int, scale: Scale, folder: Path | None) -> tuple[Results, tuple[fl
         impute_figures.volcanoes(folder / "volcano.png", *tables)
     minutes = time.process_time() / 60
     print(
-        f"brain {seed}: {len(experiments.measured):,} measured cells, {minutes:.1f} min of CPU; produced {produced:.2f},"
+        f"brain {seed}: {len(experiments.measured):,} cells, {minutes:.1f} min of CPU; produced {produced:.2f},"
         f" precision {precision:.2f}, recall {recall:.2f}",
         flush=True,
     )
