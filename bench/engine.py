@@ -88,9 +88,9 @@ def bare(atlas: Path, net: Path) -> Clock:
         shape = (1, *setup.planes, *(side + plan.patch for side in plan.compute_rectangle(unit).shape))
         if shape not in states:
             states[shape] = np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
-        counts = genes.read(unit)[None]
+        counts = genes.read(unit)
         with Clock() as one:
-            denoiser.fetch(denoiser(denoiser.send(states[shape], counts), unit.step, ["bench"]))
+            denoiser.fetch(denoiser(denoiser.send(states[shape], counts), unit.step, "bench"))
         clock.wall, clock.cpu = clock.wall + one.wall, clock.cpu + one.cpu
         plan.complete(units)
     return clock
@@ -232,7 +232,7 @@ class SmallDenoiser:
         return result
 
     @torch.no_grad()
-    def __call__(self, states: np.ndarray, step: int, _names: object) -> np.ndarray:
+    def __call__(self, states: np.ndarray, step: int, _name: object) -> np.ndarray:
         x = torch.from_numpy(states).float().flatten(1, 2)[..., 13:-13, 13:-13]  # 16 px of rim, 3 of them are seen
         after = self.net(x).reshape(1, 2, 2, states.shape[-2] - 32, states.shape[-1] - 32)
         return (after * 127 + 128).byte().numpy() if step == self.steps - 1 else after.half().numpy()
@@ -243,7 +243,7 @@ class NoGenes:
         pass
 
     def read(self, _unit: object) -> np.ndarray:
-        return np.zeros((1, 1, 1, 1), np.uint16)
+        return np.zeros((3, 0), np.int32)
 
 
 def one_height(height: int, folder: Path) -> None:

@@ -9,14 +9,17 @@
    rates; where the step's time goes; and torch.compile of the whole network.
 
 A section is a process of its own with a limit of time: one that fails or hangs says so, and the others go on.
-``python bench/gpu.py SECTION ...`` runs only those. Where the environment variable OUT names a folder, table and rows
+``python bench/gpu.py SECTION ...`` runs only those; ``--dry`` first goes through them on a CPU, at sizes that show no
+more than that they run. Where the environment variable OUT names a folder, table and rows
 are written there after each section. Works from a checkout, installed or not; torch and Triton are all it needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,11 +38,14 @@ if str(ROOT) not in teramind.__path__:
     teramind.__path__.append(str(ROOT))  # in a checkout that is not installed, the kernels stand beside the package
 
 from gpu_sections import SECTIONS, Ceiling, Found, Parity, Row  # noqa: E402
+from gpu_setting import DRY_RUN, prepare_process  # noqa: E402
 
 SECONDS = 465
 # Seconds that a section may take; what the ones before it leave over goes to the last ones.
 LIMITS = {"ceilings": 40, "convolutions": 60, "parity": 120, "step": 140, "kernels": 80, "profile": 40}
 UNITS_A_BRAIN = 118_404 * 25 * 15  # 256-px tiles x windows x steps
+# The targets: of copy bandwidth, of torch's speed, of the plain baseline's, of the measured matrix rate.
+COPY_SHARE, ATTENTION_RATIO, STEP_RATIO, PEAK_SHARE = 0.8, 2.0, 6, 0.45
 REACHABLE_MS = 4.5  # of convolutions a 256-px unit, for the target of the step to hold on an H200
 H200_OVER_A100 = 989 / 312  # bfloat16 rates in the vendor's data sheets; of bandwidth (A100 40 GB) it is 4.8 / 1.56
 
@@ -57,25 +63,29 @@ class Results(NamedTuple):
 
 def run_section(name: str, file: Path) -> None:
     """In a process of its own: write what a section finds, a line each, as soon as it is found."""
-    torch.set_grad_enabled(False)
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    prepare_process()
     with file.open("w", encoding="utf-8") as lines:
         for found in SECTIONS[name]():
             lines.write(json.dumps([type(found).__name__, *found]) + "\n")
             lines.flush()
 
 
-def start_section(name: str, file: Path, seconds: float) -> None:
-    """Run a section for a time; whatever comes of it."""
+def start_section(name: str, file: Path, seconds: float) -> bool:
+    """Run a section for a time, whatever comes of it; whether it came to its end or to that of its time."""
     begin = time.perf_counter()
+    # A session of its own: what is cut off takes the processes with it that it started.
+    process = subprocess.Popen([sys.executable, __file__, "--write", str(file), name], start_new_session=True)
     try:
-        command = [sys.executable, __file__, "--write", str(file), name]
-        done = subprocess.run(command, timeout=seconds, check=False).returncode
-        end = "" if done == 0 else f" FAILED with {done}"
+        code = process.wait(timeout=seconds)
+        end = f" FAILED with {code}" if code else ""
     except subprocess.TimeoutExpired:
-        end = f" CUT OFF after {seconds:.0f} s"
+        code, end = 0, f" CUT OFF after {seconds:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     print(f"[{name}: {time.perf_counter() - begin:.0f} s{end}]", flush=True)
+    return code == 0
 
 
 def read_found(folder: Path) -> Results:
@@ -147,53 +157,88 @@ def _conclusions(results: Results) -> list[str]:
     if (rows := results.rows.get("convolutions", [])) and rows[-1].name.startswith("these together"):
         verdict = "reachable" if rows[-1].milliseconds <= REACHABLE_MS else "out of reach with these convolutions"
         lines.append(f"convolutions of a unit: {rows[-1].milliseconds:.2f} ms, at most {REACHABLE_MS}: {verdict}")
+    trusted = [row for row in results.rows.get("kernels", []) if results.parity.get(row.operation) == ""]
+    if trusted and (copy := results.ceilings.get("copy")):
+        shares = [row.bytes / row.milliseconds * 1e3 / copy for row in trusted if not row.flops]
+        lines.append(_share_that_reaches("fused element-wise kernels", "of copy", shares, COPY_SHARE, "{:.0%}"))
+    if attention := [row.ratios["eager"] for row in trusted if row.flops]:
+        lines.append(
+            _share_that_reaches("attention kernels", "of torch's speed", attention, ATTENTION_RATIO, "x{:.1f}")
+        )
     steps = [row for row in results.rows.get("step", []) if row.operation == "network" and row.dtype != "float32"]
     if steps and results.parity.get("network") == "":
         best = min(steps, key=lambda row: row.milliseconds)
         hours = UNITS_A_BRAIN * best.milliseconds / 3.6e6
         scaled = f"{hours * H200_OVER_A100 / 8:.0f} h on 8 A100s"
         lines += [
+            f"the best step: x{best.ratios.get('baseline', 0):.1f} the plain baseline, at least {STEP_RATIO}"
+            + (
+                f"; {best.flops / best.milliseconds * 1e3 / peak:.0%} of the bfloat16 peak, at least {PEAK_SHARE:.0%}"
+                if (peak := results.ceilings.get("bfloat16"))
+                else ""
+            ),
             f"a brain ({UNITS_A_BRAIN / 1e6:.1f} M units) at the best step: {hours:.0f} h on this device",
             f"if that is an H200: {scaled}, scaled by {H200_OVER_A100:.2f}, not measured",
         ]
     return lines
 
 
+def _share_that_reaches(what: str, unit: str, values: Sequence[float], aim: float, form: str) -> str:
+    """How many of some rows are where they should be."""
+    reached = sum(value >= aim for value in values)
+    spread = "" if not values else f", from {form.format(min(values))} to {form.format(max(values))}"
+    return f"{what}: {reached} of {len(values)} at {form.format(aim)} {unit} or more{spread}"
+
+
 def describe() -> str:
     import triton
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = ""
+    with contextlib.suppress(OSError):  # git may be missing
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    dry = os.environ.get(DRY_RUN)
+    device = "a dry run, whose figures mean nothing" if dry else torch.cuda.get_device_name()
     return (
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+        f"{device}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
         f"Triton {triton.__version__}, cuDNN {torch.backends.cudnn.version()}, commit {commit or 'unknown'}"
     )
 
 
 def main(arguments: Sequence[str]) -> int:
-    if not torch.cuda.is_available() or torch.version.cuda is None:
+    if arguments[:1] == ["--dry"]:
+        os.environ[DRY_RUN] = "1"  # for the sections' processes
+        arguments = arguments[1:]
+    elif not os.environ.get(DRY_RUN) and (not torch.cuda.is_available() or torch.version.cuda is None):
         print("There is no NVIDIA GPU here: nothing was measured.", file=sys.stderr)
         return 2
     if arguments[:1] == ["--write"]:
         run_section(arguments[2], Path(arguments[1]))
         return 0
-    begin = time.perf_counter()
+    if unknown := set(arguments) - set(SECTIONS):
+        print(f"no sections: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    begin, failed = time.perf_counter(), False
     print(describe(), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(os.environ.get("OUT") or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in SECTIONS:
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)  # of an earlier run
         for name in arguments or SECTIONS:
             left = SECONDS - (time.perf_counter() - begin)
             if left > 10:
-                start_section(name, folder / f"{name}.jsonl", min(left, LIMITS.get(name, left)))
+                failed |= not start_section(name, folder / f"{name}.jsonl", min(left, LIMITS.get(name, left)))
                 (folder / "table.txt").write_text(f"{describe()}\n{table(read_found(folder))}\n", encoding="utf-8")
+            else:
+                print(f"[{name}: no time is left]", flush=True)
         results = read_found(folder)
     print(f"\n{describe()}\n{table(results)}")
     rates = [
         f"{name} {rate / 1e12:.2f} T{'B' if name == 'copy' else 'FLOP'}/s" for name, rate in results.ceilings.items()
     ]
     print(f"ceilings: {', '.join(rates)}; {time.perf_counter() - begin:.0f} s; what is not here was not measured")
-    return 1 if not results.parity or any(results.parity.values()) else 0
+    return 1 if failed or not results.parity or any(results.parity.values()) else 0
 
 
 if __name__ == "__main__":

@@ -5,15 +5,28 @@ from __future__ import annotations
 import functools
 import math
 import multiprocessing
+import operator
 import os
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby, product
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
-from plain_baseline import TILE as UNIT
+from gpu_setting import (
+    ON_GPU,
+    SETTING,
+    captured,
+    free_memory,
+    milliseconds,
+    once,
+    peak_gigabytes,
+    prepare_process,
+    searching,
+    synchronize,
+)
 from plain_baseline import PlainNetwork
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,12 +35,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernel_cases import Case, bytes_moved, cases, tensors_in
 from parity_data import Fixture, relative_error
 from teramind.diffusion.sampling import sample
-from teramind.model.config import ModelConfig
+from teramind.model.config import BIN_SIZE, ModelConfig
 from teramind.model.network import TeraMind
 
-DEVICE = "cuda"
-TILE = 1024  # px, of everything that is not said to be otherwise
-PATCH = 64
+DEVICE, UNIT = SETTING.device, SETTING.unit
 HALF = ("bfloat16", "float16")
 # Relative errors of operations, |out - ref| / |ref|: float32 is far from TF32's 3e-4; half types by their own rounding.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -65,48 +76,13 @@ class Row(NamedTuple):
 Found = Ceiling | Parity | Row
 
 
-# ---- time ------------------------------------------------------------------------------------------------------------
-
-
-def milliseconds(work: Callable[[], object], budget: float = 60) -> float:
-    """Median time of a call on the device, caches flushed between calls."""
-    from triton.testing import do_bench
-
-    return float(do_bench(work, warmup=20, rep=budget, return_mode="median"))
-
-
-def once(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median time of a call that takes so long that caches and gaps do not matter."""
-    work()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
-
-
-def captured(work: Callable[[], Tensor]) -> Callable[[], None]:
-    """A CUDA graph of a call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # compiles, picks algorithms and fills caches outside the graph
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+# ---- ceilings --------------------------------------------------------------------------------------------------------
 
 
 def ceilings() -> Iterator[Found]:
-    source = torch.randn(2**30, device=DEVICE)
+    source = torch.randn(SETTING.copied, device=DEVICE)
     yield Ceiling("copy", 2 * source.numel() * 4 / milliseconds(source.clone, 200) * 1e3)
-    side = 8192
+    side = SETTING.matrix_side
     for dtype in HALF:
         a, b = (torch.randn(side, side, device=DEVICE).to(getattr(torch, dtype)) for _ in range(2))
         yield Ceiling(dtype, 2 * side**3 / milliseconds(lambda a=a, b=b: a @ b, 300) * 1e3)
@@ -116,62 +92,86 @@ def ceilings() -> Iterator[Found]:
 
 
 def parity() -> Iterator[Found]:
-    """The network first, then every operation; compiling spreads over processes, and fills Triton's cache for all."""
-    yield from parity_of_network()
+    """The network, then every operation; compiling spreads over processes, and fills Triton's cache for all."""
+    checks: list[Callable[[], Parity]] = [
+        functools.partial(parity_of_network, name, torch.float32) for name in SETTING.fixtures
+    ]
+    if SETTING.half_fixture:
+        checks += [functools.partial(parity_of_network, SETTING.half_fixture, dtype) for dtype in HALF_RMS]
+    checks += [functools.partial(parity_of_case, index) for index in range(len(cases(SETTING.parity_tile)))]
+    for operation, found in groupby(in_processes(checks), key=lambda one: one.operation):
+        yield Parity(operation, "; ".join(one.wrong for one in found if one.wrong))
+
+
+def in_processes(tasks: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+    """What the tasks give, in their order, each run in one of several processes."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=context) as pool:
-        wrong: dict[str, str] = {}
-        for operation, what in pool.map(parity_of_case, range(len(cases(4 * PATCH)))):
-            wrong[operation] = wrong.get(operation) or what
-    yield from (Parity(operation, what) for operation, what in wrong.items())
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context, prepare_process) as pool:
+        yield from pool.map(operator.call, tasks)
 
 
-def parity_of_network() -> Iterator[Found]:
+def parity_of_network(name: str, dtype: torch.dtype) -> Parity:
+    """The network on its kernels and on the references, against arrays computed with the authors' code."""
+    try:
+        wrong = errors_of_network(name, dtype)
+    except Exception as error:
+        wrong = [f"{name}, {dtype}: {described(error)}"]
+    return Parity("network", "; ".join(wrong))
+
+
+def errors_of_network(name: str, dtype: torch.dtype) -> list[str]:
+    """What is not as near as it has to be: the largest error in float32, the RMS error in half types."""
+    fixture = Fixture(name)
+    net = fixture.network().to(DEVICE, dtype)
+    inputs = fixture["x"].to(DEVICE), torch.tensor([603], device=DEVICE), fixture["genes"].to(DEVICE)
+    expected = fixture["eps_boundary_t603"]
     wrong = []
-    for name in ("pyramid", "tiny", "dapi_z1", "patch32_z4", "full"):
-        fixture = Fixture(name)
-        net = fixture.network().to(DEVICE)
-        inputs = fixture["x"].to(DEVICE), torch.tensor([603], device=DEVICE), fixture["genes"].to(DEVICE)
-        expected = fixture["eps_boundary_t603"]
-        errors = {}
-        for forced in ("", "reference"):
-            os.environ["TERAMIND_KERNELS"] = forced
-            errors[forced or "kernels"] = relative_error(net(*inputs).cpu(), expected)
-        os.environ["TERAMIND_KERNELS"] = ""
-        print(f"parity, {name}: " + ", ".join(f"{how} {error:.1e}" for how, error in errors.items()), flush=True)
-        wrong += [f"{name}, {how}: {error:.1e} > {ONE_PASS}" for how, error in errors.items() if not error < ONE_PASS]
-        if "ddim_final" in fixture.arrays:
-            final = sample(net, fixture["ddim_genes"], noise=fixture["ddim_noise"], tile=64)
-            error = relative_error(final.cpu(), fixture["ddim_final"])
-            print(f"parity, {name}, 15 steps: {error:.1e}", flush=True)
-            wrong += [f"{name}, 15 steps: {error:.1e} > {AFTER_DDIM}"] * (not error < AFTER_DDIM)
-    for dtype, bound in HALF_RMS.items():  # of the last one, at the published size
-        deviation = net.to(dtype)(*inputs).float().cpu() - expected
-        error = float(deviation.square().mean().sqrt() / expected.std())
-        print(f"parity, full, {dtype}: {error:.1e} RMS", flush=True)
-        wrong += [f"full, {dtype}: {error:.1e} RMS > {bound}"] * (not error < bound)
-    yield Parity("network", "; ".join(wrong))
+    for how in ("", "reference") if dtype == torch.float32 else ("",):
+        with mock.patch.dict(os.environ, TERAMIND_KERNELS=how):
+            eps = net(*inputs).float().cpu()
+        if dtype == torch.float32:
+            error, bound = relative_error(eps, expected), ONE_PASS
+        else:
+            error, bound = float((eps - expected).square().mean().sqrt() / expected.std()), HALF_RMS[dtype]
+        wrong += judged(f"{name}, {dtype}, {how or 'kernels'}", error, bound)
+    if dtype == torch.float32 and "ddim_final" in fixture.arrays:
+        final = sample(net, fixture["ddim_genes"], noise=fixture["ddim_noise"], tile=64)
+        wrong += judged(f"{name}, 15 steps", relative_error(final.cpu(), fixture["ddim_final"]), AFTER_DDIM)
+    return wrong
 
 
-@torch.no_grad()
-def parity_of_case(index: int) -> tuple[str, str]:
-    """Operation, and what is wrong with it: fresh random inputs, poisoned outputs, a reference in float64."""
-    case = cases(4 * PATCH)[index]
+def judged(what: str, error: float, bound: float) -> list[str]:
+    """Print an error, and give it back where it is too large; a NaN is."""
+    print(f"parity, {what}: {error:.1e}", flush=True)
+    return [] if error < bound else [f"{what}: {error:.1e} > {bound:.0e}"]
+
+
+def described(error: Exception) -> str:
+    """Kind and beginning of an error."""
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def parity_of_case(index: int) -> Parity:
+    """An operation on fresh random inputs, its outputs poisoned, against its reference in float64."""
+    case = cases(SETTING.parity_tile)[index]
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
     torch.manual_seed(index)
-    wrong = ""
+    wrong: list[str] = []
     try:
-        for dtype, tolerance in TOLERANCE.items():
+        for dtype in TOLERANCE:
             arguments, options = case.build(DEVICE, dtype)
-            out = case.operation(*arguments, implementation="triton", **options)
+            out = case.operation(*arguments, implementation=SETTING.kernels, **options)
             wide = [widened(value) for value in arguments]
             expected = case.operation(*wide, implementation="reference", **options)
-            for error in map(norm_error, tensors_in(out), tensors_in(expected)):
-                if not error <= tolerance:  # a NaN is wrong
-                    wrong = wrong or f"{case.name}, {dtype}: {error:.1e} > {tolerance:.0e}"
+            for one, reference in zip(tensors_in(out), tensors_in(expected), strict=True):
+                tolerance = max(TOLERANCE[dtype], TOLERANCE.get(one.dtype, 0))
+                if not (error := norm_error(one, reference)) <= tolerance:  # a NaN is wrong
+                    wrong.append(f"{case.name}, {dtype}: {error:.1e} > {tolerance:.0e}")
     except Exception as error:
-        wrong = f"{case.name}: {type(error).__name__}: {str(error)[:300]}"
-    return case.operation.__name__, wrong
+        wrong.append(f"{case.name}: {described(error)}")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return Parity(case.operation.__name__, "; ".join(wrong))
 
 
 def widened(value: Any) -> Any:
@@ -222,22 +222,25 @@ class Convolutions(TorchDispatchMode):
 
 
 def convolutions(count: int = 10) -> Iterator[Found]:
-    """The folded convolutions with the most work in a step, as cuDNN runs them, and their sum a 256-px unit."""
+    """The folded convolutions with the most work in a step, as cuDNN runs them, and their sum a unit."""
     net = meta_network(torch.bfloat16)
     with Convolutions() as found:
-        net(*meta_step(net.config, TILE))
+        net(*step_inputs(SETTING.tile, "meta"))
     work = {shape: shape.flops * images for shape, images in found.images.items()}
     heaviest = sorted(work, key=work.__getitem__, reverse=True)[:count]
-    total = 0.0
+    total = fastest = 0.0
     for shape in heaviest:
         taken = measure_convolution(shape, found.images[shape])
+        with searching():
+            fastest += min(taken, measure_convolution(shape, found.images[shape]))
         total += taken
         kind = "transposed conv" if shape.doubles else "conv"
         name = f"{kind} {shape.kernel}x{shape.kernel}, {shape.inputs} -> {shape.outputs}, {shape.height} px"
         yield Row(f"{name}, {found.images[shape]} patches", taken, "", flops=work[shape])
-    flops, units = sum(work[shape] for shape in heaviest), (TILE // UNIT) ** 2
+    flops, units = sum(work[shape] for shape in heaviest), (SETTING.tile // UNIT) ** 2
     share = f"{flops / sum(work.values()):.0%} of the convolutions' work"
-    yield Row("these together, a 256-px unit", total / units, "", flops=flops / units, note=share)
+    yield Row(f"these together, a {UNIT}-px unit, cudnn.benchmark", fastest / units, "", flops=flops / units)
+    yield Row(f"these together, a {UNIT}-px unit", total / units, "", flops=flops / units, note=share)
 
 
 def measure_convolution(shape: Shape, images: int) -> float:
@@ -260,48 +263,45 @@ def measure_convolution(shape: Shape, images: int) -> float:
 
 
 def step() -> Iterator[Found]:
-    """A prediction at the published size, by units of 256 px, against the plain baseline under float16 autocast."""
-    baseline, net = measure_baseline(512), network()
-    yield Row(
-        "plain baseline, float16 autocast, tiles of 256", baseline, "", flops=flops_of_baseline(), dtype="float16"
-    )
-    yield measure_step(net, TILE, "bfloat16", baseline)
-    yield measure_step(net, TILE, "float16", baseline)
-    yield measure_step(net, TILE, "bfloat16", baseline, how="launched one by one")
-    os.environ["TERAMIND_KERNELS"] = "reference"
-    yield measure_step(net, TILE, "bfloat16", baseline, how="references")
-    os.environ["TERAMIND_KERNELS"] = ""
-    for tile in (2048, 512):
-        for dtype in HALF:
-            yield measure_step(net, tile, dtype, baseline)
-    yield measure_step(net, 512, "float32", baseline)
+    """A prediction at the published size, by units, against the plain baseline under float16 autocast."""
+    tile, baseline, net = SETTING.tile, measure_baseline(), network()
+    dtype = SETTING.baseline_type
+    yield Row(f"plain baseline, {dtype} autocast, tiles of {UNIT}", baseline, "", flops_of_baseline(), dtype=dtype)
+    yield measure_step(net, tile, "bfloat16", baseline)
+    yield measure_step(net, tile, "float16", baseline)
+    yield measure_step(net, tile, "bfloat16", baseline, how="launched one by one")
+    with mock.patch.dict(os.environ, TERAMIND_KERNELS="reference"):
+        references = measure_step(net, tile, "bfloat16", baseline, how="references")
+    yield references
+    for other, dtype in product(SETTING.other_tiles, HALF):
+        yield measure_step(net, other, dtype, baseline)
+    yield measure_step(net, min((tile, *SETTING.other_tiles)), "float32", baseline)
 
 
-def measure_baseline(side: int) -> float:
-    net = network()
-    x, genes = region(net.config, side)
-    t = torch.full((1,), 603, device=DEVICE)
-    plain = PlainNetwork(net.config, net.state_dict())
-    with torch.autocast(DEVICE, torch.float16):
-        return once(lambda: plain.step(x, t, genes)) / (side // UNIT) ** 2
+def measure_baseline() -> float:
+    """Milliseconds of a unit; with cuDNN's fastest algorithms, which the network does without."""
+    net, side = network(), SETTING.baseline_side
+    # Parameters, not what state_dict gives: autocast casts those once, not at each use.
+    plain = PlainNetwork(net.config, dict(net.named_parameters()))
+    inputs = step_inputs(side)
+    with searching(), torch.autocast(DEVICE, getattr(torch, SETTING.baseline_type)):
+        return once(lambda: plain.step(*inputs, tile=UNIT)) / (side // UNIT) ** 2
 
 
 def measure_step(net: TeraMind, tile: int, dtype: str, baseline: float, how: str = "CUDA graph") -> Row:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    free_memory()
     net = net.to(getattr(torch, dtype))
-    x, genes = region(net.config, tile)
-    t = torch.full((1,), 603, device=DEVICE)
+    inputs = step_inputs(tile)
 
     def work() -> Tensor:
-        return net(x, t, genes)
+        return net(*inputs)
 
     finite = bool(work().isfinite().all())
     run = captured(work) if how == "CUDA graph" else work
     units = (tile // UNIT) ** 2
     taken = milliseconds(run, 700) / units
-    note = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB" + ("" if finite else ", NOT FINITE")
-    name = f"step of a 256-px unit, tile {tile}, {dtype}, {how}"
+    note = f"{peak_gigabytes():.1f} GB" + ("" if finite else ", NOT FINITE")
+    name = f"step of a {UNIT}-px unit, tile {tile}, {dtype}, {how}"
     ratios = {"baseline": baseline / taken}
     return Row(name, taken, "network", flops_of_step(tile), dtype=dtype, ratios=ratios, note=note)
 
@@ -310,44 +310,39 @@ def measure_step(net: TeraMind, tile: int, dtype: str, baseline: float, how: str
 def flops_of_step(tile: int) -> float:
     net = meta_network(torch.bfloat16)
     with FlopCounterMode(display=False) as counter:
-        net(*meta_step(net.config, tile))
+        net(*step_inputs(tile, "meta"))
     return counter.get_total_flops() / (tile // UNIT) ** 2
 
 
 def flops_of_baseline() -> float:
     net = meta_network(torch.float32)
     with FlopCounterMode(display=False) as counter:
-        PlainNetwork(net.config, net.state_dict()).predict(*meta_step(net.config, UNIT))
+        PlainNetwork(net.config, net.state_dict()).predict(*step_inputs(UNIT, "meta"))
     return float(counter.get_total_flops())
 
 
 def meta_network(dtype: torch.dtype) -> TeraMind:
     with torch.device("meta"):
-        return TeraMind(ModelConfig()).to(dtype).eval()
-
-
-def meta_step(config: ModelConfig, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    x, genes = region(config, tile, "meta")
-    return x, torch.zeros(1, device="meta"), genes
+        return TeraMind(SETTING.config).to(dtype).eval()
 
 
 def network() -> TeraMind:
-    """The published size, every weight of which counts: blocks start as their skip connections."""
+    """Every weight of it counts: blocks start as their skip connections."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        net = TeraMind(ModelConfig()).eval()
+        net = TeraMind(SETTING.config).eval()
     for parameter in net.parameters():
         if parameter.ndim > 1 and not parameter.any():
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
     return net
 
 
-def region(config: ModelConfig, side: int, device: str = DEVICE) -> tuple[Tensor, Tensor]:
-    """A noisy image and counts of a tile with its rim."""
-    padded = side + PATCH
-    x = torch.randn(1, config.stains, config.slices, padded, padded, device=device)
-    counts = torch.rand(1, config.genes, config.gene_slices, padded // 16, padded // 16, device=device)
-    return x, (-2 * counts.log()).floor()  # most bins hold 0 or 1
+def step_inputs(tile: int, device: str = DEVICE, config: ModelConfig = SETTING.config) -> tuple[Tensor, Tensor, Tensor]:
+    """A noisy image of a tile with its rim, a timestep, and counts."""
+    side = tile + config.patch_size
+    x = torch.randn(1, config.stains, config.slices, side, side, device=device)
+    bins = (config.genes, config.gene_slices, side // BIN_SIZE, side // BIN_SIZE)
+    return x, torch.full((1,), 603, device=device), torch.randint(0, 4, (1, *bins), device=device)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
@@ -355,28 +350,45 @@ def region(config: ModelConfig, side: int, device: str = DEVICE) -> tuple[Tensor
 
 def kernels() -> Iterator[Found]:
     """Every kernel against its reference, in bfloat16."""
-    for case in cases(TILE):
+    for case in cases(SETTING.case_tile):
         arguments, options = case.build(DEVICE, torch.bfloat16)
-        moved = bytes_moved(arguments, case.operation(*arguments, implementation="triton", **options))
-        taken = milliseconds(run_of(case, arguments, options, "triton"))
+        moved = bytes_moved(arguments, case.operation(*arguments, implementation=SETTING.kernels, **options))
+        taken = milliseconds(run_of(case, arguments, options, SETTING.kernels))
         ratios = {"eager": milliseconds(run_of(case, arguments, options, "reference")) / taken}
         yield Row(case.name, taken, case.operation.__name__, case.flops, moved, ratios=ratios)
         del arguments, options
-        torch.cuda.empty_cache()
+        free_memory()
 
 
 def compiled_kernels() -> Iterator[Found]:
-    """References under torch.compile."""
-    for case in cases(TILE):
-        arguments, options = case.build(DEVICE, torch.bfloat16)
-        torch.compiler.reset()
-        try:
-            run = torch.compile(run_of(case, arguments, options, "reference"))
-            yield Row(f"{case.name}, compiled", milliseconds(run), "")
-        except Exception as error:
-            print(f"torch.compile, {case.name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}", flush=True)
-        del arguments, options
-        torch.cuda.empty_cache()
+    """References under torch.compile, which compiles in several processes and keeps what it made."""
+    indices = range(len(cases(SETTING.case_tile)))
+    failures = list(in_processes([functools.partial(compile_case, index) for index in indices]))
+    for index, failure in zip(indices, failures, strict=True):
+        if failure:
+            print(failure, flush=True)
+            continue
+        name, run = compiled_case(index)
+        yield Row(f"{name}, compiled", milliseconds(run), "")
+        del run
+        free_memory()
+
+
+def compile_case(index: int) -> str:
+    """Compile a reference; what went wrong."""
+    try:
+        compiled_case(index)[1]()
+    except Exception as error:
+        return f"torch.compile, {cases(SETTING.case_tile)[index].name}: {described(error)}"
+    return ""
+
+
+def compiled_case(index: int) -> tuple[str, Callable[[], object]]:
+    """Name and call of a reference under torch.compile."""
+    case = cases(SETTING.case_tile)[index]
+    arguments, options = case.build(DEVICE, torch.bfloat16)
+    torch.compiler.reset()
+    return case.name, torch.compile(run_of(case, arguments, options, "reference"), backend=SETTING.backend)
 
 
 def run_of(case: Case, arguments: Any, options: Any, implementation: str) -> Callable[[], object]:
@@ -385,32 +397,35 @@ def run_of(case: Case, arguments: Any, options: Any, implementation: str) -> Cal
 
 def compiled_step() -> Iterator[Found]:
     """The candidate: torch.compile of the whole network, kernels of its own; it derives its weights at each call."""
-    net = network().to(torch.bfloat16)
-    x, genes = region(net.config, TILE)
-    t = torch.full((1,), 603, device=DEVICE)
-    run = torch.compile(net, fullgraph=True)
-    run(x, t, genes)
-    units = (TILE // UNIT) ** 2
-    taken = milliseconds(captured(lambda: run(x, t, genes)), 700) / units
-    yield Row(f"step of a 256-px unit, tile {TILE}, bfloat16, torch.compile", taken, "", flops_of_step(TILE))
+    net, inputs = network().to(torch.bfloat16), step_inputs(SETTING.tile)
+    run = torch.compile(net, fullgraph=True, backend=SETTING.backend)
+    run(*inputs)
+    units = (SETTING.tile // UNIT) ** 2
+    taken = milliseconds(captured(lambda: run(*inputs)), 700) / units
+    name = f"step of a {UNIT}-px unit, tile {SETTING.tile}, bfloat16, torch.compile"
+    yield Row(name, taken, "", flops_of_step(SETTING.tile))
 
 
 def profile() -> Iterator[Found]:
     """Where a step's time goes: printed, the longest first."""
-    net = network().to(torch.bfloat16)
-    x, genes = region(net.config, TILE)
-    t = torch.full((1,), 603, device=DEVICE)
+    net, inputs = network().to(torch.bfloat16), step_inputs(SETTING.tile)
     for _ in range(3):
-        net(x, t, genes)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        net(x, t, genes)
-        torch.cuda.synchronize()
-    spent = sorted(profiler.key_averages(), key=lambda one: one.self_device_time_total, reverse=True)
-    total = sum(one.self_device_time_total for one in spent)
-    print(f"one step of a {TILE}-px tile: {total / 1e3:.1f} ms of kernels")
+        net(*inputs)
+    activity = torch.profiler.ProfilerActivity.CUDA if ON_GPU else torch.profiler.ProfilerActivity.CPU
+    synchronize()
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        net(*inputs)
+        synchronize()
+    spent = sorted(profiler.key_averages(), key=microseconds, reverse=True)
+    total = sum(map(microseconds, spent)) or math.nan
+    print(f"one step of a {SETTING.tile}-px tile: {total / 1e3:.1f} ms of kernels")
     for one in spent[:25]:
-        print(f"  {one.self_device_time_total / total:6.1%} {one.count:5d} x  {one.key[:100]}")
+        print(f"  {microseconds(one) / total:6.1%} {one.count:5d} x  {one.key[:100]}")
     yield from ()
+
+
+def microseconds(event: Any) -> float:
+    return float(event.self_device_time_total if ON_GPU else event.self_cpu_time_total)
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Found]]] = {

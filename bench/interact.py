@@ -1,13 +1,13 @@
 """Interaction maps: memory of the asked rows against whole matrices, throughput, and what a brain takes.
 
 ``python bench/interact.py [--genes 500] [--device cpu]``. Memory is the peak above the start of a fresh process (of the
-device's allocator on a GPU), for as many patches at once as fill a batch; both forms see the same patches.
+device's allocator on a GPU), for as many patches at once as fill a batch; both forms see the same patches. For maps of
+a whole atlas it is the peak of the process, with all that it imports.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,13 +23,13 @@ from scipy.sparse import csr_array
 from teramind import ModelConfig, TeraMind, save_checkpoint
 from teramind.atlas.writer import AtlasWriter
 from teramind.interaction.attention import attention_rows, interaction_maps
-from teramind.interaction.maps import MapSource, write_maps
+from teramind.interaction.maps import BRAIN_BINS, MapSource, write_maps
 
 ASKED = 2
 PATCHES = 128  # at once, in the comparison of memory
-BRAIN_BINS = 50 * 4576 * 6624
 TRANSCRIPTS = 1.5  # a bin, all genes together, as in tissue
 SIDE = 520  # bins of the atlas that is streamed: a block and a bit
+HEIGHTS = (520, 2080)  # bins of the atlases whose peak memory is measured
 
 
 def network(genes: int, device: str) -> TeraMind:
@@ -50,7 +50,9 @@ def counts(genes: int, rows: int, columns: int, read: float = 1.0) -> np.ndarray
 def peak_bytes(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: what that says of a new process begins with the size of the one that started it.
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def measure_memory(form: str, genes: int, device: str) -> int:
@@ -69,8 +71,15 @@ def measure_memory(form: str, genes: int, device: str) -> int:
     return peak_bytes(device) - before
 
 
-def in_fresh_process(form: str, genes: int, device: str) -> int:
-    words = [sys.executable, __file__, "--form", form, "--genes", str(genes), "--device", device]
+def measure_stream_memory(folder: Path, genes: int, device: str) -> int:
+    """Peak of a process that writes all maps of an atlas, with all that it imports."""
+    source = MapSource(folder / "atlas.zarr", folder / "net.safetensors", asked_names(genes), device=device)
+    write_maps(source, folder / "maps.ome.zarr", progress=False)
+    return peak_bytes("cpu")
+
+
+def in_fresh_process(form: str, genes: int, device: str, *more: str) -> int:
+    words = [sys.executable, __file__, "--form", form, "--genes", str(genes), "--device", device, *more]
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
@@ -90,36 +99,59 @@ def tile_speed(genes: int, device: str, read: float, repeats: int = 3) -> tuple[
     return clock, cpu
 
 
+def asked_names(genes: int) -> list[str]:
+    return [f"g{number}" for number in range(genes)][:ASKED]
+
+
+def write_inputs(folder: Path, genes: int, height: int) -> None:
+    """An atlas of four slices of so many bins in height, and a network."""
+    names = [f"g{number}" for number in range(genes)]
+    generator = np.random.default_rng(1)
+    with AtlasWriter(
+        folder / "atlas.zarr", genes=names, stains=[], slice_z=[0.0, 1.0, 2.0, 3.0], shape=(height * 16, SIDE * 16),
+        pixel_size=0.108, scaling=None, provenance={},
+    ) as writer:  # fmt: skip
+        for z in range(4):
+            for row in range(0, height, 64):
+                bins = min(64, height - row) * SIDE
+                drawn = generator.poisson(TRANSCRIPTS / genes, (bins, genes)).astype(np.uint16)
+                writer.append_counts(z, csr_array(drawn))
+    save_checkpoint(folder / "net.safetensors", network(genes, "cpu"), genes=names)
+
+
 def stream_speed(genes: int, device: str) -> tuple[float, float]:
     """The same from an atlas on the disk to an image on the disk, one run."""
-    names = [f"g{number}" for number in range(genes)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        generator = np.random.default_rng(1)
-        with AtlasWriter(
-            path / "atlas.zarr", genes=names, stains=[], slice_z=[0.0, 1.0, 2.0, 3.0], shape=(SIDE * 16, SIDE * 16),
-            pixel_size=0.108, scaling=None, provenance={},
-        ) as writer:  # fmt: skip
-            for z in range(4):
-                for row in range(0, SIDE, 64):
-                    bins = min(64, SIDE - row) * SIDE
-                    writer.append_counts(
-                        z, csr_array(generator.poisson(TRANSCRIPTS / genes, (bins, genes)).astype(np.uint16))
-                    )
-        save_checkpoint(path / "net.safetensors", network(genes, "cpu"), genes=names)
-        source = MapSource(path / "atlas.zarr", path / "net.safetensors", names[:ASKED], device=device)
+        write_inputs(path, genes, SIDE)
+        source = MapSource(path / "atlas.zarr", path / "net.safetensors", asked_names(genes), device=device)
         times = timed(lambda: write_maps(source, path / "maps.ome.zarr", progress=False))
         clock, cpu = (4 * SIDE * SIDE / seconds for seconds in times)
         return clock, cpu
+
+
+def stream_memory(genes: int, device: str) -> list[int]:
+    """Peak of each height."""
+    peaks = []
+    for height in HEIGHTS:
+        with tempfile.TemporaryDirectory() as folder:
+            write_inputs(Path(folder), genes, height)
+            peaks.append(in_fresh_process("stream", genes, device, "--folder", folder))
+    return peaks
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--genes", type=int, default=500)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--form", choices=("rows", "whole"), help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=("rows", "whole", "stream"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-only", action="store_true")
     arguments = parser.parse_args()
     genes, device = arguments.genes, arguments.device
+    if arguments.form == "stream":
+        print(measure_stream_memory(arguments.folder, genes, device))
+        return
     if arguments.form:
         print(measure_memory(arguments.form, genes, device))
         return
@@ -127,6 +159,10 @@ def main() -> None:
     print(f"{genes} genes, {ASKED} asked, {device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}")
     forms = f"whole matrices {whole / 1e6:.0f} MB, asked rows {rows / 1e6:.0f} MB"
     print(f"memory of {PATCHES} patches: {forms}, x{whole / rows:.1f}")
+    for height, peak in zip(HEIGHTS, stream_memory(genes, device), strict=True):
+        print(f"maps of an atlas of 4 x {height:,} x {SIDE} bins: peak {peak / 1e6:.0f} MB")
+    if arguments.memory_only:
+        return
     show("a tile in memory, the genes in all patches", *tile_speed(genes, device, 1.0))
     show("a tile in memory, the genes in 10 % of the patches", *tile_speed(genes, device, 0.1))
     show(f"from atlas to OME-Zarr, {TRANSCRIPTS} transcripts a bin", *stream_speed(genes, device))

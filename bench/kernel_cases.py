@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from teramind.kernels.adaln import adaptive_norm
-from teramind.kernels.counts import gene_patches
+from teramind.kernels.counts import dense_counts
 from teramind.kernels.ddim import ddim_update
 from teramind.kernels.gather import gather_norm_silu
 from teramind.kernels.gene_attention import gene_attention_rows, gene_gene_attention
@@ -94,7 +94,7 @@ def cases(tile: int) -> list[Case]:
         _ddim(tile, last=True),
         Case("noise", noise_field, _noise(tile, {"dtype": torch.float16})),
         Case("words of the noise", philox_words, _noise(tile, {})),
-        _patches(grid),
+        _counts(grid),
     ]
 
 
@@ -199,18 +199,17 @@ def _noise(tile: int, options: dict[str, Any]) -> Build:
     return lambda device, _: (box, {"device": device, **options})
 
 
-def _patches(grid: tuple[int, int]) -> Case:
+def _counts(grid: tuple[int, int]) -> Case:
     shape = (GENES, GENE_SLICES, grid[0] * BINS, grid[1] * BINS)
     bins = shape[1] * shape[2] * shape[3]
     filled = 12  # genes a bin holds of 229, as in tissue
 
     def build(device: str, dtype: torch.dtype) -> Call:
         places = torch.arange(bins, device=device, dtype=torch.int32).repeat_interleave(filled)
-        genes = (torch.arange(bins * filled, device=device) * 19 % GENES).to(torch.int16)
-        counts = torch.ones(bins * filled, device=device, dtype=torch.int16)
-        return (places, genes, counts), {"shape": shape, "patch_bins": BINS, "dtype": dtype}
+        genes = torch.arange(bins * filled, device=device, dtype=torch.int32) * 19 % GENES
+        return (torch.stack((places, genes, torch.ones_like(genes))), shape), {"dtype": dtype}
 
-    return Case("counts to gene patches", gene_patches, build)
+    return Case("sparse counts to dense ones", dense_counts, build)
 
 
 def _random(device: str, dtype: torch.dtype, *shape: int) -> Tensor:

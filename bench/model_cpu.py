@@ -1,10 +1,10 @@
 """One step of a 512-px region at the published size on a CPU: seconds, peak memory and error against the baseline.
 
-Usage: ``python bench/model_cpu.py [--threads N]``. The baseline is ``plain_baseline`` in float32, run once; the network
-runs in float32 and bfloat16. Each runs in a process of its own, the network after a small region for which it lays out
-its weights (its memory includes them). On a machine that is busy with other work, compare processor seconds at one
-thread: threads that wait for each other make wall-clock times meaningless there. No speed-up is printed for a result
-that is wrong.
+Usage: ``python bench/model_cpu.py [--threads N] [--repeats N]``. The baseline is ``plain_baseline`` in float32, run
+once; the network runs in float32 and bfloat16. Each runs in a process of its own, the network after a small region for
+which it lays out its weights (its memory includes them). On a machine that is busy with other work, compare processor
+seconds at one thread: threads that wait for each other make wall-clock times meaningless there. No speed-up is printed
+for a result that is wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from teramind.model.network import TeraMind
 SIDE = 512  # px
 # Largest deviation from the baseline in units of its standard deviation that counts as the same result.
 ERRORS = {"float32": 1e-4, "bfloat16": 0.25}
-REPEATS = {"baseline": 1, "teramind": 3}
 
 
 def network(dtype: torch.dtype) -> TeraMind:
@@ -57,15 +56,16 @@ def region(side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def measure(what: str, dtype: str, file: Path) -> None:
+def measure(what: str, dtype: str, file: Path, repeats: int) -> None:
     """Run one variant; times and memory go to stdout as JSON, the result to a file."""
     net = network(getattr(torch, dtype))
     run = net if what == "teramind" else PlainNetwork(net.config, net.state_dict()).step
     if what == "teramind":
+        net.give_up_weights()  # as the engine does
         run(*region(64))
     inputs = region(SIDE)
     wall, processor = [], []
-    for _ in range(REPEATS[what]):
+    for _ in range(repeats if what == "teramind" else 1):
         begin = time.perf_counter(), time.process_time()
         eps = run(*inputs)
         wall.append(time.perf_counter() - begin[0])
@@ -78,12 +78,13 @@ def measure(what: str, dtype: str, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3, help="of the network; the baseline runs once")
     parser.add_argument("--variant", nargs=3, metavar=("WHAT", "DTYPE", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.variant:
         what, dtype, file = arguments.variant
-        measure(what, dtype, Path(file))
+        measure(what, dtype, Path(file), arguments.repeats)
         return
     print(f"torch {torch.__version__}, {arguments.threads} threads, {SIDE} px, one step, published size")
     print(
@@ -95,6 +96,7 @@ def main() -> None:
         for what, dtype in (("baseline", "float32"), ("teramind", "float32"), ("teramind", "bfloat16")):
             file = Path(folder) / f"{what}-{dtype}.pt"
             command = [sys.executable, __file__, "--threads", str(arguments.threads)]
+            command += ["--repeats", str(arguments.repeats)]
             done = subprocess.run([*command, "--variant", what, dtype, file], check=True, stdout=subprocess.PIPE)
             result = json.loads(done.stdout.splitlines()[-1])
             wall, processor = min(result["wall"]), min(result["processor"])

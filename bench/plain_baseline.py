@@ -147,17 +147,17 @@ class PlainNetwork:
         boundary = _join(self.decode(shift(h), *shifted, inner), rows - 1, columns - 1)
         return boundary, _join(self.decode(h, skips, levels, time), rows, columns)
 
-    def step(self, x: Tensor, t: Tensor, genes: Tensor) -> Tensor:
-        """The prediction for a region, tile by tile: (1, S, Z, H+P, W+P) -> (1, S, Z, H, W); multiples of 256 px."""
+    def step(self, x: Tensor, t: Tensor, genes: Tensor, tile: int = TILE) -> Tensor:
+        """The prediction for a region, tile by tile: (1, S, Z, H+P, W+P) -> (1, S, Z, H, W); multiples of ``tile``."""
         size = self.config.patch_size
-        side, bins = TILE + size, (TILE + size) // BIN_SIZE
+        side, bins = tile + size, (tile + size) // BIN_SIZE
         out = x.new_empty(*x.shape[:-2], x.shape[-2] - size, x.shape[-1] - size)
-        for y in range(0, out.shape[-2], TILE):
-            for left in range(0, out.shape[-1], TILE):
+        for y in range(0, out.shape[-2], tile):
+            for left in range(0, out.shape[-1], tile):
                 row, column = y // BIN_SIZE, left // BIN_SIZE
-                tile = x[..., y : y + side, left : left + side]
+                region = x[..., y : y + side, left : left + side]
                 counts = genes[..., row : row + bins, column : column + bins]
-                out[..., y : y + TILE, left : left + TILE] = self.predict(tile, t, counts)[0]
+                out[..., y : y + tile, left : left + tile] = self.predict(region, t, counts)[0]
         return out
 
 

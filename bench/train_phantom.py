@@ -9,6 +9,7 @@ can be stopped and given again: what is there is used, and the training goes on.
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from teramind.atlas.phantom import Phantom
 from teramind.atlas.phantom.build import build_phantom
@@ -26,6 +27,29 @@ MODEL = {
     "embed_channels": 64,
     "dropout": 0.0,
 }
+TRAINING: dict[str, Any] = {
+    "held_out_crops": 16,
+    "batch": 4,
+    "init": "fast",
+    "loss": "velocity",
+    "deviation": 0.2,
+    "cap": 150.0,
+    "paths": "boundary",
+    "border": 6.0,
+    "centre_every": 250,
+    "region": 3,
+    "context": "atlas",
+    "optimizer": "adamw",
+    "betas": (0.9, 0.99),
+    "schedule": "cosine",
+    "warmup": 100,
+    "average": 0.998,
+    "evaluate_every": 250,
+    "sample_every": 500,
+    "checkpoint_dtype": "float16",
+    "dtype": "bfloat16",
+    "compile": True,
+}
 
 
 def main() -> None:
@@ -35,28 +59,10 @@ def main() -> None:
     atlases = [atlas(arguments.folder, seed, size=2048, slices=8) for seed in TRAINING_SEEDS]
     options = Options(
         minutes=arguments.minutes,
-        held_out=str(atlas(arguments.folder, HELD_OUT_SEED, size=1024, slices=4)),
-        held_out_crops=16,
-        batch=4,
-        init="fast",
-        loss="velocity",
-        deviation=0.2,
-        cap=150.0,
-        paths="boundary",
-        region=3,
-        context="atlas",
-        optimizer="adamw",
         lr=arguments.lr,
-        betas=(0.9, 0.99),
-        schedule="cosine",
-        warmup=100,
-        average=0.998,
-        evaluate_every=250,
-        sample_every=500,
-        checkpoint_dtype="float16",
-        dtype="bfloat16",
-        compile=True,
+        held_out=str(atlas(arguments.folder, HELD_OUT_SEED, size=1024, slices=4)),
         device=arguments.device,
+        **TRAINING,
     )
     run = arguments.folder / "run"
     print(train(atlases, run, options, MODEL, resume=run.exists()).summary())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from teramind.kernels.adaln import adaptive_norm
-    from teramind.kernels.counts import gene_patches
+    from teramind.kernels.counts import dense_counts
     from teramind.kernels.ddim import ddim_update
     from teramind.kernels.gather import gather_norm_silu
     from teramind.kernels.gene_attention import gene_attention_rows, gene_gene_attention
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _FILES = {
     "adaptive_norm": "adaln",
     "ddim_update": "ddim",
+    "dense_counts": "counts",
     "gather_norm_silu": "gather",
     "gene_attention_rows": "gene_attention",
     "gene_gene_attention": "gene_attention",
     "gene_morph_attention": "window_attention",
-    "gene_patches": "counts",
     "modulated_silu": "modulation",
     "noise_field": "noise",
     "philox_words": "noise",
@@ -36,11 +36,11 @@ _FILES = {
 __all__ = [
     "adaptive_norm",
     "ddim_update",
+    "dense_counts",
     "gather_norm_silu",
     "gene_attention_rows",
     "gene_gene_attention",
     "gene_morph_attention",
-    "gene_patches",
     "modulated_silu",
     "noise_field",
     "philox_words",

@@ -89,7 +89,7 @@ TABLE: dict[str, dict[int, Launch]] = {
     "ddim_update": _DDIM,
     "philox_words": _NOISE,
     "noise_field": _NOISE,
-    "gene_patches": _SCATTER,
+    "dense_counts": _SCATTER,
 }
 
 

@@ -78,7 +78,8 @@ def demonstrate(
         progress: show progress bars if stderr is a terminal.
 
     Raises:
-        InputError: a name that is taken, or a library of ``teramind[evaluate]`` that is missing.
+        InputError: a name that is taken, a checkpoint that does not fit the phantom, or a library of
+            ``teramind[evaluate]`` that is missing.
     """
     from teramind.evaluate.extras import required
     from teramind.evaluate.run import evaluate
@@ -90,7 +91,9 @@ def demonstrate(
     if output.exists():
         raise InputError(f"{output} is there already; choose another name for the demonstration")
     _, meta = read_header(Path(checkpoint))
-    pixel_size = meta["pixel_size"]
+    pixel_size = meta.get("pixel_size")
+    if pixel_size is None:
+        raise InputError(f"{checkpoint} does not say its pixel size, which the phantom needs: give a trained one")
     output.mkdir(parents=True)
     try:
         truth = Phantom(seed=seed, size=size, slices=slices, pixel_size=pixel_size)

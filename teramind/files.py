@@ -39,6 +39,17 @@ def appears_whole(path: str | Path) -> Iterator[Path]:
     fsync(path.parent)
 
 
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what ``appears_whole`` left beside a path when its process was killed.
+
+    The caller knows, for instance by a lock, that no other process is writing there.
+    """
+    path = Path(path)
+    for hidden in path.parent.glob(f".{path.name}.*"):
+        if hidden.is_dir():
+            shutil.rmtree(hidden)
+
+
 def named_error(error: OSError, path: str | Path, needed: int | None = None) -> OSError:
     """Return the error with the file's name, which write() leaves out, and for a full disk with what is free.
 

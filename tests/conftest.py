@@ -1,6 +1,8 @@
 import multiprocessing
 import os
+import resource
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -8,6 +10,15 @@ import pytest
 import torch
 
 from parity_data import Fixture, relative_error
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Sums in one order, whatever the machine; and small networks spend more time on waking threads than these save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +35,22 @@ def shared_data():
     if not (folder / "merscope_liver").is_dir():
         pytest.skip(f"the real MERSCOPE sample is not at {folder}; set TERAMIND_SHARED_DATA to its parent folder")
     return folder
+
+
+@pytest.fixture
+def small_files_only():
+    """Call it with a number of bytes: beyond that the system refuses to let any file grow, as a full disk would."""
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import train_phantom
 from PIL import Image
 
 from teramind import Atlas, InputError, ModelConfig, TeraMind, save_checkpoint
@@ -58,6 +59,14 @@ def test_what_fails_leaves_nothing(tmp_path, checkpoint):
     assert not (tmp_path / "demo").exists()
 
 
+def test_a_checkpoint_without_a_pixel_size_is_refused(tmp_path):
+    config = ModelConfig(genes=1, base_channels=2, channel_mult=(1, 1, 1, 1), embed_channels=2)
+    save_checkpoint(tmp_path / "a.safetensors", TeraMind(config))
+    with pytest.raises(InputError, match=r"a\.safetensors does not say its pixel size"):
+        demonstrate(tmp_path / "demo", checkpoint=tmp_path / "a.safetensors")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_the_command_says_what_is_missing(tmp_path, capsys):
     assert main(["generate"]) == 2
     assert "ATLAS is missing" in capsys.readouterr().err
@@ -71,6 +80,7 @@ def test_the_shipped_network_knows_the_phantom_and_not_this_one():
     assert meta["genes"] == phantom.genes
     assert meta["stains"] == list(phantom.stains)
     assert config.stains == 2
+    assert SEED not in (*train_phantom.TRAINING_SEEDS, train_phantom.HELD_OUT_SEED)
     assert CHECKPOINT.stat().st_size < 20e6
     card = CHECKPOINT.with_name("README.md").read_text()
     assert "teramind train" in card

@@ -52,6 +52,7 @@ def denoising_errors(
     noise: Tensor,
     paths: Paths = "both",
     beyond: float = 0.0,
+    border: float = 1.0,
 ) -> Tensor:
     """Mean squared noise error of each region, on each path: what every training objective is made of.
 
@@ -67,6 +68,8 @@ def denoising_errors(
         paths: "both", or "boundary" to leave out the decoder on unshifted patches, which only the reference's
             training needs.
         beyond: what the network sees beyond the crop: 0 in the reference's training, -1 when it generates.
+        border: how many times as much the outermost pixels of decoder patches count as the others; 1 in the reference.
+            A convolution sees least there, and they are learned last.
 
     Returns:
         (2, B) for both paths, the boundary-aware one first; (1, B) for it alone.
@@ -75,8 +78,22 @@ def denoising_errors(
     abar = torch.as_tensor(alphas_cumprod(), device=image.device)[t].to(image.dtype).reshape(-1, 1, 1, 1, 1)
     noisy = (image * abar.sqrt() + noise * (1 - abar).sqrt()) * inside + beyond * (1 - inside)
     centre = noise[..., margin:-margin, margin:-margin]
+    weights = border_weights(net.config.patch_size, border).to(image) if border != 1 else None
+
+    def mean_square(error: Tensor) -> Tensor:
+        square = error**2
+        if weights is not None:
+            square = square * weights.repeat(*(side // len(weights) for side in square.shape[-2:]))
+        return square.flatten(1).mean(1)
+
     if paths == "boundary":
-        return ((net(noisy, t, genes) - centre) ** 2).flatten(1).mean(1)[None]
+        return mean_square(net(noisy, t, genes) - centre)[None]
     boundary, unshifted = net(noisy, t, genes, paths="both")
-    squares = (boundary - centre) ** 2, inside * (unshifted - noise) ** 2
-    return torch.stack([square.flatten(1).mean(1) for square in squares])
+    return torch.stack([mean_square(boundary - centre), mean_square(inside * (unshifted - noise))])
+
+
+def border_weights(patch_size: int, border: float) -> Tensor:
+    """(P, P) weights of a patch's pixels, 1 in the mean, the outermost ``border`` times those of the others."""
+    weights = torch.full((patch_size, patch_size), border)
+    weights[1:-1, 1:-1] = 1
+    return weights / weights.mean()

@@ -1,9 +1,9 @@
-"""One DDIM step of a batch of tiles on a device: bring it there, predict, check, update, round, bring it back."""
+"""One DDIM step of a tile on a device: bring it there, predict, check, update, round, bring it back."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from teramind.diffusion.schedule import DDIMSchedule
 from teramind.engine.transfer import Staged, Transfers
 from teramind.errors import ComputationError, InputError
 from teramind.kernels.ddim import Quantise
+from teramind.model.config import BIN_SIZE
 from teramind.model.network import TeraMind
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Denoiser(Protocol):
-    """What takes a batch of tiles one step further; the engine knows nothing else of a network.
+    """What takes a tile one step further; the engine knows nothing else of a network.
 
     Attributes:
         steps: number of steps.
@@ -36,28 +37,28 @@ class Denoiser(Protocol):
     steps: int
     state_dtype: np.dtype[np.floating]
 
-    def send(self, states: NDArray[np.floating], genes: NDArray[np.uint16]) -> Any:
-        """Start bringing a batch to the device; called by another thread than the one that computes.
+    def send(self, state: NDArray[np.floating], genes: NDArray[np.int32]) -> Any:
+        """Start bringing a tile to the device; called by another thread than the one that computes.
 
         Args:
-            states: (B, S, Z, h+P, w+P), with the rim.
-            genes: (B, G, Zg, (h+P)/16, (w+P)/16) counts.
+            state: (1, S, Z, h+P, w+P), with the rim.
+            genes: counts that are not 0, (3, n): flat index of the bin in (Zg, (h+P)/16, (w+P)/16), gene, count.
         """
 
-    def __call__(self, batch: Any, step: int, names: Sequence[str]) -> Any:
+    def __call__(self, sent: Any, step: int, name: str) -> Any:
         """Take what was sent through ``step``.
 
         Args:
-            batch: from ``send``.
+            sent: from ``send``.
             step: 0 .. steps-1.
-            names: what to call each tile in a message.
+            name: what to call the tile in a message.
         """
 
     def fetch(self, result: Any) -> NDArray[np.generic]:
         """Bring a result to the host; called by a third thread.
 
         Returns:
-            (B, S, Z, h, w) in the state's type; uint8 pixels after the last step.
+            (1, S, Z, h, w) in the state's type; uint8 pixels after the last step.
         """
 
 
@@ -68,7 +69,7 @@ class NetworkDenoiser:
     update stay in float32.
 
     Args:
-        net: the network; moved to the device and cast.
+        net: the network; moved to the device, cast, and for prediction alone from then on.
         device: where it runs.
         dtype: "float32", "bfloat16", "float16", or "auto": float32 on a CPU, bfloat16 on a GPU.
         steps: DDIM steps.
@@ -91,6 +92,7 @@ class NetworkDenoiser:
             raise InputError(f"state_dtype is {state_dtype!r}; it has to be float16 or float32")
         self.device = torch.device(device)
         self.net = net.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        self.net.give_up_weights()
         self.schedule = DDIMSchedule(steps)
         self.steps = steps
         self.state_dtype = np.dtype(state_dtype)
@@ -98,39 +100,41 @@ class NetworkDenoiser:
         self.quantise = quantise
         self._transfers = Transfers(self.device)
 
-    def send(self, states: NDArray[np.floating], genes: NDArray[np.uint16]) -> Staged:
+    def send(self, state: NDArray[np.floating], genes: NDArray[np.int32]) -> Staged:
         """See ``Denoiser``."""
         with self._told("while a tile was sent to it"):
-            return self._transfers.send(states, genes.astype(np.float32))
+            return self._transfers.send(state, genes)
 
     def fetch(self, result: Staged) -> NDArray[np.generic]:
         """See ``Denoiser``."""
         with self._told("while a tile was fetched from it"):
             return self._transfers.fetch(result)
 
-    def __call__(self, batch: Staged, step: int, names: Sequence[str]) -> Staged:
+    def __call__(self, sent: Staged, step: int, name: str) -> Staged:
         """See ``Denoiser``.
 
         Raises:
             ComputationError: for a prediction that is not finite, a device without memory, or one that fails.
         """
         while True:
-            with self._told(f"at step {step} in {names[0]}"):
+            with self._told(f"at step {step} in {name}"):
                 try:
-                    return self._advance(batch, step, names)
+                    return self._advance(sent, step, name)
                 except torch.OutOfMemoryError:
                     pass  # its traceback holds on to tensors: go on when it is gone
                 self._halve_batch()
 
     @torch.no_grad()
-    def _advance(self, batch: Staged, step: int, names: Sequence[str]) -> Staged:
-        margin = self.net.config.patch_size // 2
+    def _advance(self, sent: Staged, step: int, name: str) -> Staged:
+        config, margin = self.net.config, self.net.config.patch_size // 2
         is_last = step == self.steps - 1
         with on_device(self.device):
-            x, counts = self._transfers.arrived(batch)  # (B, S, Z, h+P, w+P)
-            t = torch.full((len(x),), int(self.schedule.timesteps[step]), device=self.device)
+            x, entries = self._transfers.arrived(sent)  # (1, S, Z, h+P, w+P), (3, n)
+            bins = (config.genes, config.gene_slices, x.shape[3] // BIN_SIZE, x.shape[4] // BIN_SIZE)
+            counts = kernels.dense_counts(entries, bins, dtype=self.net.dtype)
+            t = torch.full((1,), int(self.schedule.timesteps[step]), device=self.device)
             with full_float32(self.device):
-                eps = self.net(x, t, counts)  # (B, S, Z, h, w)
+                eps = self.net(x, t, counts[None])  # (1, S, Z, h, w)
             after, finite = kernels.ddim_update(
                 x[..., margin:-margin, margin:-margin],
                 eps,
@@ -139,7 +143,7 @@ class NetworkDenoiser:
                 state_dtype=self._state_type,
                 quantise=self.quantise if is_last else None,
             )
-            self._check(finite, step, names)
+            self._check(finite, step, name)
             return self._transfers.computed(after)
 
     @contextmanager
@@ -165,12 +169,11 @@ class NetworkDenoiser:
         self.net.limit_patch_batch(batch // 2)
         logger.warning("%s is out of memory: going on with %d patches at a time", self.device, batch // 2)
 
-    def _check(self, finite: Tensor, step: int, names: Sequence[str]) -> None:
+    def _check(self, finite: Tensor, step: int, name: str) -> None:
         """Stop at a NaN or Inf in the prediction; the clip of the update has hidden it from the result."""
-        bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
-        if bad:
+        if not finite.all():
             raise ComputationError(
-                f"the prediction is not finite at step {step} (t = {self.schedule.timesteps[step]}) in {bad[0]}; "
+                f"the prediction is not finite at step {step} (t = {self.schedule.timesteps[step]}) in {name}; "
                 "nothing of it was written: try --dtype float32, or look at the checkpoint and the counts there"
             )
 

@@ -159,11 +159,11 @@ def _time_units(setup: Setup, plan: TilePlan, count: int) -> tuple[float, int]:
     height, width = (side + plan.patch for side in rectangle.shape)
     states = np.random.default_rng(0).standard_normal((1, *setup.planes, height, width), np.float32)
     states = states.astype(denoiser.state_dtype)
-    genes = setup.genes(plan=plan, windows=setup.place.windows).read(unit)[None]
+    genes = setup.genes(plan=plan, windows=setup.place.windows).read(unit)
     seconds = []
     for _ in range(count + 1):
         start = perf_counter()
-        denoiser.fetch(denoiser(denoiser.send(states, genes), 0, ["the tile that is timed"]))
+        denoiser.fetch(denoiser(denoiser.send(states, genes), 0, "the tile that is timed"))
         seconds.append(perf_counter() - start)
     return statistics.median(seconds[1:]), rectangle.area  # the first call also sets things up
 

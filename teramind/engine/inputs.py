@@ -24,8 +24,8 @@ Noise = Callable[[int, Rectangle], NDArray[np.float32]]
 class GeneSource(Protocol):
     """The part of an atlas that the engine reads."""
 
-    def gene_window(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.uint16]:
-        """Counts (genes, z1-z0, h, w) of the bins of a box in px, zero beyond the atlas."""
+    def gene_entries(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.int32]:
+        """Counts of the bins of a box in px that are not 0: (3, n) flat index in (z1-z0, h, w), gene, count."""
 
 
 @dataclass
@@ -80,12 +80,12 @@ class GeneReader:
     windows: Sequence[Window]
     gene_slices: int
 
-    def read(self, unit: Unit) -> NDArray[np.uint16]:
-        """(G, Zg, (h+P)/16, (w+P)/16)."""
+    def read(self, unit: Unit) -> NDArray[np.int32]:
+        """(3, n): flat index of the bin in (Zg, (h+P)/16, (w+P)/16), gene of the network, count."""
         y0, y1, x0, x1 = self.plan.compute_rectangle(unit)
         margin = self.plan.patch // 2
         start = self.windows[unit.window].gene_start
-        counts = self.atlas.gene_window(
+        entries = self.atlas.gene_entries(
             start, start + self.gene_slices, y0 - margin, y1 + margin, x0 - margin, x1 + margin
         )
-        return self.panel.select(counts)
+        return self.panel.select_entries(entries)

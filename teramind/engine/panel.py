@@ -43,6 +43,18 @@ class Panel:
         selected[self.columns < 0] = 0
         return selected
 
+    def select_entries(self, entries: NDArray[np.int32]) -> NDArray[np.int32]:
+        """``select`` of sparse counts: (3, n) bins, the atlas's genes, counts -> (3, m) with the network's genes."""
+        order = np.argsort(self.columns, kind="stable")  # the network's genes, those of one gene of the atlas together
+        # Where those of each gene of the atlas begin; of genes beyond the last that is used there are none.
+        begin = np.searchsorted(self.columns[order], np.arange(self.columns.max(initial=-1) + 3))
+        gene = np.minimum(entries[1], len(begin) - 2)
+        times = begin[gene + 1] - begin[gene]
+        selected = np.repeat(entries, times, axis=1)
+        within = np.arange(selected.shape[1]) - np.repeat(np.cumsum(times) - times, times)
+        selected[1] = order[np.repeat(begin[gene], times) + within]
+        return selected
+
 
 def match_genes(
     network: Sequence[str] | None,

@@ -22,8 +22,8 @@ AHEAD = 2  # units that wait between two threads of a worker
 class Reader(Protocol):
     """Gets what a unit needs."""
 
-    def read(self, unit: Unit) -> tuple[NDArray[np.floating], NDArray[np.uint16]]:
-        """State with rim (S, Z, h+P, w+P) and counts (G, Zg, ...)."""
+    def read(self, unit: Unit) -> tuple[NDArray[np.floating], NDArray[np.int32]]:
+        """State with rim (S, Z, h+P, w+P), and counts (3, n): bin, gene, count."""
 
     def prefetch(self) -> None:
         """Start on what will be needed soon."""
@@ -41,7 +41,7 @@ class Sink(Protocol):
 
 class _Task(NamedTuple):
     unit: Unit
-    batch: Any  # on its way to the device
+    sent: Any  # on its way to the device
 
 
 class _Result(NamedTuple):
@@ -142,10 +142,10 @@ class Worker:
             for unit in units:
                 start = perf_counter()
                 state, genes = self.reader.read(unit)
-                batch = self.denoiser.send(state[None], genes[None])
+                sent = self.denoiser.send(state[None], genes)
                 self.reader.prefetch()
                 self.times.reading += perf_counter() - start
-                self._put(self._inputs, _Task(unit, batch))
+                self._put(self._inputs, _Task(unit, sent))
         self._put(self._inputs, None)
 
     def _compute(self) -> None:
@@ -160,7 +160,7 @@ class Worker:
                 self.plan.release([task.unit])
                 continue
             name = f"window {task.unit.window}, tile ({task.unit.row}, {task.unit.column})"
-            values = self.denoiser(task.batch, task.unit.step, [name])
+            values = self.denoiser(task.sent, task.unit.step, name)
             done = perf_counter()
             self._put(self._outputs, _Result(task.unit, values))
             self.times.waiting_for_input += waited - start

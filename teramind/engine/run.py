@@ -41,7 +41,7 @@ class UnitReader:
     def __init__(self, states: StateReader, genes: GeneReader) -> None:
         self.states, self.genes = states, genes
 
-    def read(self, unit: Unit) -> tuple[NDArray[np.floating], NDArray[np.uint16]]:
+    def read(self, unit: Unit) -> tuple[NDArray[np.floating], NDArray[np.int32]]:
         """See ``pipeline.Reader``."""
         return self.states.read(unit), self.genes.read(unit)
 

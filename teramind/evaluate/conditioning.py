@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from teramind.atlas.layout import BIN_SIZE, ceil_div
-from teramind.atlas.store import Atlas
+from teramind.atlas.store import AlteredAtlas, Atlas
 from teramind.errors import InputError
 from teramind.evaluate.nuclei import Nuclei, match_nuclei
 
 
-class ShuffledAtlas(Atlas):
+class ShuffledAtlas(AlteredAtlas):
     """An atlas with its transcripts shuffled in space; images and regions stay where they are.
 
     The plane is cut into blocks, and blocks change places with others of their size, all slices alike. What a block

@@ -168,6 +168,11 @@ def _baseline_images(plan: Plan, train: AnyPath | None, names: Sequence[str], se
     atlas = plan.atlas
     if train is not None:
         there = Atlas.open(train)
+        if there.fingerprint == atlas.fingerprint:
+            raise InputError(
+                f"{train} is the atlas that is evaluated, whose pixels the baselines would learn by heart: give "
+                "another, or none, and each half learns from the other"
+            )
         genes, columns = shared_genes(atlas, there)
         fits = [((0, atlas.shape[2]), _fit(there, columns, plan, (0, there.shape[2]), names, seed))]
         note = f"learnt from {train}"

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from teramind.errors import InputError
-from teramind.files import appears_whole
+from teramind.tensor_files import save_tensors
 
 FORMAT = "teramind-impute"
 FORMAT_VERSION = 1
@@ -33,10 +33,8 @@ def write_tensors(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"a model is a .safetensors file; {path.name} would be mistaken for another format")
-    text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, **header})
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with appears_whole(path) as partial:
-        safetensors.torch.save_file(own, partial, metadata={"teramind": text})
+    own = {name: tensor.clone() for name, tensor in tensors.items()}  # some share memory
+    save_tensors(path, own, {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, **header})
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

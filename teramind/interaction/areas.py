@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,7 +82,7 @@ class NamedRegion:
     """A region of the atlas' map of regions.
 
     Raises:
-        InputError: the atlas has no such region.
+        InputError: the atlas has no such region, or the region no bins.
     """
 
     def __init__(self, atlas: Atlas, name: str) -> None:
@@ -94,6 +95,12 @@ class NamedRegion:
             )
         self.name = name
         self._atlas, self._label = atlas, labels[0]
+        slices, height, width = atlas.shape
+        sides = [ceil_div(side, BIN_SIZE) * BIN_SIZE for side in (height, width)]
+        # Slice by slice: the labels of a whole brain are gigabytes.
+        self._bounds = _around(self.mask(z, z + 1, 0, sides[0], 0, sides[1])[0] for z in range(slices))
+        if not self._bounds.area:
+            raise InputError(f"the region {name} has no bins in the atlas: there is nothing to change")
 
     def mask(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> Mask:
         """See ``Area``."""
@@ -101,9 +108,7 @@ class NamedRegion:
 
     def bounds(self) -> Rectangle | None:
         """See ``Area``."""
-        slices, height, width = self._atlas.shape
-        sides = [ceil_div(side, BIN_SIZE) * BIN_SIZE for side in (height, width)]
-        return _around(self.mask(0, slices, 0, sides[0], 0, sides[1]))
+        return self._bounds
 
 
 class BinMask:
@@ -125,10 +130,12 @@ class BinMask:
                 f"the mask {name} is {' x '.join(map(str, bins.shape))}; the atlas has "
                 f"{' x '.join(map(str, expected))} (slices and) bins of 16 px"
             )
-        self._bins = np.broadcast_to(bins != 0, expected)
-        if not self._bins.any():
+        marked = bins != 0
+        if not marked.any():
             raise InputError(f"the mask {name} is empty: mark the bins that are to be changed")
-        self.name = f"{name} ({hashlib.sha256(np.packbits(self._bins).tobytes()).hexdigest()[:8]})"
+        self.name = f"{name} ({hashlib.sha256(np.packbits(marked).tobytes()).hexdigest()[:8]})"
+        self._bins = np.broadcast_to(marked, expected)
+        self._bounds = _around(marked if marked.ndim == 3 else marked[None])
 
     def mask(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> Mask:
         """See ``Area``."""
@@ -143,7 +150,7 @@ class BinMask:
 
     def bounds(self) -> Rectangle | None:
         """See ``Area``."""
-        return _around(self._bins)
+        return self._bounds
 
 
 def find_area(text: str | None, atlas: Atlas) -> Area:
@@ -174,10 +181,11 @@ def _read_mask(path: Path) -> npt.NDArray[Any]:
         ) from None
 
 
-def _around(bins: Mask) -> Rectangle:
-    """A rectangle in px around bins (slices, h, w)."""
-    rows, columns = np.flatnonzero(bins.any(axis=(0, 2))), np.flatnonzero(bins.any(axis=(0, 1)))
-    if not len(rows):
-        return Rectangle(0, 0, 0, 0)
-    edges = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+def _around(planes: Iterable[Mask]) -> Rectangle:
+    """A rectangle in px around the bins of planes (h, w) of one shape; of no area if there are none."""
+    shadows = [(plane.any(axis=1), plane.any(axis=0)) for plane in planes]
+    edges = []
+    for side in zip(*shadows, strict=True):
+        there = np.flatnonzero(np.any(side, axis=0))
+        edges += [there[0], there[-1] + 1] if len(there) else [0, 0]
     return Rectangle(*(int(edge) * BIN_SIZE for edge in edges))

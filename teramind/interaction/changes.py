@@ -15,7 +15,7 @@ from scipy.special import ndtr
 from scipy.stats import binom
 
 from teramind.atlas.layout import BIN_SIZE
-from teramind.atlas.store import Atlas
+from teramind.atlas.store import AlteredAtlas, Atlas
 from teramind.diffusion.noise import noise_field
 from teramind.errors import InputError
 from teramind.interaction.areas import Area
@@ -158,7 +158,7 @@ def parse_changes(
     return changes
 
 
-class ChangedAtlas(Atlas):
+class ChangedAtlas(AlteredAtlas):
     """An atlas whose genes are changed in an area; everything else is as before.
 
     ``count_window`` is as before on purpose: it decides which tiles are skipped as empty, and these must be the same

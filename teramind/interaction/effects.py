@@ -109,6 +109,7 @@ class Comparison:
         after: the other.
         squares: (stains,) squared differences of all pixels.
         kept: nuclei that both have.
+        kept_area: of these in the first and in the second, um^2.
         lost: nuclei that only the first has.
         gained: nuclei that only the second has.
     """
@@ -117,6 +118,7 @@ class Comparison:
     after: Look
     squares: npt.NDArray[np.float64]
     kept: int = 0
+    kept_area: tuple[float, float] = (0.0, 0.0)
     lost: int = 0
     gained: int = 0
 
@@ -125,6 +127,13 @@ class Comparison:
         """Root of the mean squared difference over all stains, grey levels."""
         values = self.before.pixels * len(self.squares)
         return math.sqrt(self.squares.sum() / values) if values else math.nan
+
+    def looks(self, stains: Sequence[str]) -> list[dict[str, float]]:
+        """Of the one and of the other: name -> value. Nuclei that both have tell growth apart from loss."""
+        return [
+            look.quantities(stains) | {"mean area of nuclei in both, um^2": area / self.kept if self.kept else math.nan}
+            for look, area in zip((self.before, self.after), self.kept_area, strict=True)
+        ]
 
     def quantities(self) -> dict[str, float]:
         """What tells how much two images differ: 0 for equal ones."""
@@ -231,7 +240,10 @@ def _compare_nuclei(result: dict[str, Comparison], slice_: NucleiOfSlice, zones:
         for look, nuclei, inside in zip((one.before, one.after), slice_[1:3], (h[name] for h in here), strict=True):
             look.nuclei += int(inside.sum())
             look.area += float(nuclei.area[inside].sum())
-        one.kept += int(here[0][name][slice_.matches.truth].sum())
+        pairs = here[0][name][slice_.matches.truth]
+        one.kept += int(pairs.sum())
+        areas = (slice_.before.area[slice_.matches.truth], slice_.after.area[slice_.matches.found])
+        one.kept_area = one.kept_area[0] + float(areas[0][pairs].sum()), one.kept_area[1] + float(areas[1][pairs].sum())
         one.lost += int((lost & here[0][name]).sum())
         one.gained += int((gained & here[1][name]).sum())
 
@@ -283,7 +295,7 @@ def summarise(
         if not changed[0][zone].before.pixels:
             continue
         pairs = [one[zone] for one in changed]
-        looks = [(pair.before.quantities(stains), pair.after.quantities(stains)) for pair in pairs]
+        looks = [pair.looks(stains) for pair in pairs]
         for name in looks[0][0]:
             effects.append(_paired(zone, name, *(np.array([look[side][name] for look in looks]) for side in (0, 1))))
         distances = [pair.quantities() for pair in pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from teramind.engine.job import Job
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
 from teramind.evaluate.extras import required
+from teramind.evaluate.nuclei import Labeller, Nuclei
 from teramind.evaluate.nuclei.backends import segmenter
 from teramind.evaluate.sources import GeneratedImage, channel_numbers
 from teramind.files import appears_whole
@@ -27,6 +29,11 @@ from teramind.interaction.pathways import gene_indices
 
 SETTINGS = "perturbation.json"
 KIND = "teramind perturbation"
+RESULTS = (
+    "seed_[0-9]*", "screen", "screen.csv", "screen.jsonl",
+    "effects.csv", "nuclei.csv", "difference.ome.zarr", "difference.png",
+)  # fmt: skip
+"""All that a perturbation leaves in its folder beside ``SETTINGS``: what ``overwrite`` removes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Question:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise InputError(f"{self.seeds} seeds make no image: give at least 1, and 3 or more for a noise floor")
+        if not self.match_radius > 0:
+            raise InputError(f"nuclei cannot be matched within {self.match_radius:g} um; give a radius above 0")
 
 
 class Experiment:
@@ -91,12 +100,17 @@ class Experiment:
         self.nuclear = channel_numbers([question.nuclear_stain], self.stains, "the network")[0]
         found = segmenter(question.segmentation, question.segmentation_weights)
         self._scales = Scales(found, self.nuclear, question.match_radius)
+        self._unchanged: dict[int, tuple[Measured, Labeller]] = {}
+        self._noise: list[dict[str, Comparison]] | None = None
         self._options = {**options, "roi": options.get("roi") or self._reached()}
+        shown = Job(self.atlas, checkpoint, folder, run_options(**self._options))
+        self._check_reach(shown.frame.output)
+        shown.setup().plan()  # steps, tiles and types that cannot be are told before anything is written
         self.settings = {
             "kind": KIND,
             **{name: str(value) for name, value in asdict(question).items()},
             "area": self.area.name,
-            **Job(self.atlas, checkpoint, folder, run_options(**self._options)).identity(),
+            **shown.identity(),
         }
 
     @property
@@ -123,8 +137,17 @@ class Experiment:
                 )
             if differing:
                 raise InputError(f"{self.folder} was begun with another value of {differing[0]}; use the same")
+        if overwrite and file.exists():  # while the old settings stand, so that no run takes the rest for its own
+            self._remove_results()
         with appears_whole(file) as partial:
             partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def _remove_results(self) -> None:
+        for path in [path for pattern in RESULTS for path in self.folder.glob(pattern)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def check(self, changes: Sequence[Change]) -> None:
         """Whether the network can notice a change.
@@ -137,44 +160,73 @@ class Experiment:
                 if column not in self._panel.columns:
                     raise InputError(f"the network does not read {gene}, so changing it changes nothing")
 
-    def image(self, path: Path, seed: int, changes: Sequence[Change] = (), *, overwrite: bool = False) -> Path:
+    def baselines(self) -> list[Path]:
+        """Generate the images without any change, one a seed."""
+        return [self._generated(self._baseline(seed), seed, self.atlas) for seed in self.seeds]
+
+    def changed(self, changes: Sequence[Change], paths: Sequence[Path]) -> Sequence[Path]:
+        """Generate the images with a change, one a seed, and return their paths."""
+        atlas = ChangedAtlas(self.atlas, changes, self.area)
+        return [self._generated(path, seed, atlas) for path, seed in zip(paths, self.seeds, strict=True)]
+
+    def measure(self, changed: Sequence[Path]) -> Measurement:
+        """Compare images with a change, one a seed, with those without, and the latter with each other.
+
+        What is found in the images without a change is kept for the next call.
+        """
+        pairs = []
+        for seed, path in zip(self.seeds, changed, strict=True):
+            # One calibration for both: a threshold of its own would move the nuclei that nothing has changed.
+            before, label = self._measured_baseline(seed)
+            image = GeneratedImage(path, self.atlas)
+            after = Measured(image, self._scales.find(image, label, self.atlas.pixel_size))
+            pairs.append(compare(before, after, self.zones, self._scales))
+        if self._noise is None:
+            neighbours = itertools.pairwise(self._measured_baseline(seed)[0] for seed in self.seeds)
+            self._noise = [compare(first, second, self.zones, self._scales)[0] for first, second in neighbours]
+        nuclei = {seed: slices for seed, (_, slices) in zip(self.seeds, pairs, strict=True)}
+        return Measurement([zones for zones, _ in pairs], self._noise, nuclei, self.stains)
+
+    def baseline_nuclei(self, seed: int) -> dict[int, Nuclei]:
+        """Slice -> the nuclei of the image of a seed without any change."""
+        return self._measured_baseline(seed)[0].nuclei
+
+    def _baseline(self, seed: int) -> Path:
+        return self.folder / f"seed_{seed}" / "before.ome.zarr"
+
+    def _generated(self, path: Path, seed: int, atlas: Atlas) -> Path:
         """Generate an image, or go on with it; one that is complete is left as it is."""
-        atlas = ChangedAtlas(self.atlas, changes, self.area) if changes else self.atlas
-        options = {**self._options, "seed": seed}
-        generate(atlas, self._checkpoint, path, **options, resume=not overwrite, overwrite=overwrite)
+        generate(atlas, self._checkpoint, path, **self._options | {"seed": seed}, resume=True)
         return path
 
-    def baseline(self, seed: int, *, overwrite: bool = False) -> Path:
-        """The image of a seed without any change."""
-        return self.image(self.folder / f"seed_{seed}" / "before.ome.zarr", seed, overwrite=overwrite)
-
-    def measure(self, before: Sequence[Path], after: Sequence[Path]) -> Measurement:
-        """Compare images of the same seeds, and the unchanged ones of different seeds with each other."""
-        pairs = []
-        for unchanged, changed in zip(before, after, strict=True):
-            first, second = (GeneratedImage(path, self.atlas) for path in (unchanged, changed))
-            # One calibration for both: a threshold of its own would move the nuclei that nothing has changed.
-            label = self._scales.calibrated(first, self.atlas.pixel_size)
-            pairs.append(
-                [Measured(one, self._scales.find(one, label, self.atlas.pixel_size)) for one in (first, second)]
-            )
-        changed_pairs = [compare(first, second, self.zones, self._scales) for first, second in pairs]
-        unchanged_pairs = [
-            compare(first[0], second[0], self.zones, self._scales)[0] for first, second in itertools.pairwise(pairs)
-        ]
-        return Measurement([zones for zones, _ in changed_pairs], unchanged_pairs, changed_pairs[0][1], self.stains)
+    def _measured_baseline(self, seed: int) -> tuple[Measured, Labeller]:
+        """The image of a seed without any change, its nuclei, and the segmentation that was fitted to it."""
+        if seed not in self._unchanged:
+            image = GeneratedImage(self._baseline(seed), self.atlas)
+            label = self._scales.calibrated(image, self.atlas.pixel_size)
+            self._unchanged[seed] = Measured(image, self._scales.find(image, label, self.atlas.pixel_size)), label
+        return self._unchanged[seed]
 
     def _reached(self) -> str | None:
         """The region that the changed bins can act on; None for all of the atlas."""
         bounds = self.area.bounds()
         if bounds is None:
             return None
-        if not bounds.area:
-            raise InputError(f"{self.area.name} has no bins in the atlas: there is nothing to change")
         _, height, width = self.atlas.shape
+        return describe(intersection(self._grown(bounds), Rectangle(0, height, 0, width)))
+
+    def _check_reach(self, shown: Rectangle) -> None:
+        """Whether what is generated can show the change."""
+        bounds = self.area.bounds()
+        if bounds is not None and not intersection(self._grown(bounds), shown).area:
+            raise InputError(
+                f"the region {describe(shown)} shows nothing of the change in {self.area.name}, which acts up to "
+                f"{self.reach} px away: give another --roi, or none"
+            )
+
+    def _grown(self, bounds: Rectangle) -> Rectangle:
         y0, y1, x0, x1 = bounds
-        grown = Rectangle(y0 - self.reach, y1 + self.reach, x0 - self.reach, x1 + self.reach)
-        return describe(intersection(grown, Rectangle(0, height, 0, width)))
+        return Rectangle(y0 - self.reach, y1 + self.reach, x0 - self.reach, x1 + self.reach)
 
 
 @dataclass(frozen=True)
@@ -184,13 +236,13 @@ class Measurement:
     Attributes:
         changed: for each seed, zone -> the image with the change against the one without.
         unchanged: zone -> images of two seeds against each other.
-        nuclei: of the first seed, slice by slice.
+        nuclei: seed -> slice by slice.
         stains: names.
     """
 
     changed: list[dict[str, Comparison]]
     unchanged: list[dict[str, Comparison]]
-    nuclei: list[NucleiOfSlice]
+    nuclei: dict[int, list[NucleiOfSlice]]
     stains: Sequence[str]
 
     def effects(self) -> list[Effect]:

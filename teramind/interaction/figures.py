@@ -25,6 +25,7 @@ GENE_COLORS = ("#e5009c", "#00a651", "#2563eb", "#d97706", "#7c3aed", "#0891b2")
 
 _BRIGHT = 99.8  # percentile of what is not 0 that is shown brightest
 _HEXAGONS = 60  # across the plot
+_LIGHT = 0.35  # of the colour's depth
 
 Plane = npt.NDArray[np.float32]
 
@@ -120,7 +121,7 @@ def _hexagons(part: Any, histogram: JointHistogram, title: str, color: str, line
         axes.text(0.5, 0.5, "nowhere are all genes expressed", ha="center", transform=axes.transAxes)
         return
     axes.hexbin(
-        x, y, C=weights, reduce_C_function=np.sum, gridsize=_HEXAGONS, bins="log", cmap=_ramp(color, "white"),
+        x, y, C=weights, reduce_C_function=np.sum, gridsize=_HEXAGONS, bins="log", cmap=_ramp(color, _tint(color)),
         mincnt=1, linewidths=0,
     )  # fmt: skip
     ends = np.array([x.min(), x.max()])
@@ -169,6 +170,11 @@ def _over(shown: Shown, most: float) -> Plane:
 
 def _ramp(color: str, low: str = "black") -> Any:
     return required("matplotlib.colors").LinearSegmentedColormap.from_list(color, [low, color])
+
+
+def _tint(color: str) -> Any:
+    """A colour's light shade: single points have to be seen on white."""
+    return 1 - _LIGHT * (1 - np.array(required("matplotlib.colors").to_rgb(color)))
 
 
 def _smooth(plane: npt.NDArray[Any]) -> Plane:

@@ -17,9 +17,9 @@ from teramind.engine.panel import Missing
 from teramind.errors import InputError
 from teramind.evaluate.extras import required
 from teramind.interaction.image import MapImage
-from teramind.interaction.maps import MapReport, MapSource, write_maps
+from teramind.interaction.maps import BRAIN_BINS, MapReport, MapSource, write_maps
 from teramind.interaction.page import write_page
-from teramind.interaction.partners import Partner
+from teramind.interaction.partners import Partner, check_permutations
 from teramind.interaction.partners import top_partners as find_partners
 from teramind.interaction.pathways import Pathway, choose_pathway, read_pathways
 from teramind.interaction.statistics import PathwayStatistics, pathway_statistics
@@ -121,14 +121,15 @@ def interact(
     if isinstance(atlas, str | os.PathLike):
         atlas = Atlas.open(atlas)
     made = Interaction()
+    looking = None if top_partners is None else MapSource(atlas, checkpoint, [top_partners], **question)
+    check_permutations(permutations)
     if chosen is not None:
         under = _underlay(atlas, image, nuclear_stain)
         source = MapSource(atlas, checkpoint, chosen.genes, **question)
         how = {"resume": resume, "overwrite": overwrite, "progress": progress}
         made = _map(source, chosen, Path(output), under, shown_slices, **how)
-    if top_partners is not None:
-        source = MapSource(atlas, checkpoint, [top_partners], **question)
-        partners = find_partners(source, permutations=permutations, seed=seed, progress=progress)
+    if looking is not None:
+        partners = find_partners(looking, permutations=permutations, seed=seed, progress=progress)
         file = Path(output) / f"partners_{top_partners}.csv"
         write_table(file, [row._asdict() for row in partners])
         made = replace(made, partners=partners, partners_file=file)
@@ -199,7 +200,8 @@ def summary(made: Interaction) -> str:
         lines.append(as_text([{name: row[name] for name in columns} for row in rows]))
     if made.maps is not None and made.maps.bins:
         speed = f"{made.maps.seconds:.1f} s ({made.maps.bins_per_second:,.0f} a second)"
-        lines.append(f"{made.maps.bins:,} bins in {speed}\n")
+        brain = f"{BRAIN_BINS:,} bins, would take {made.maps.brain_hours:.2g} h at that speed"
+        lines.append(f"{made.maps.bins:,} bins in {speed}; the published brain, {brain}\n")
     if made.page is not None:
         lines.append(f"page: {made.page}\n")
     if made.partners is not None:

@@ -8,7 +8,7 @@ from teramind.files import appears_whole, fsync
 
 
 def read_journal(path: Path) -> list[str]:
-    """The lines of a journal; it is left without the one that a crash may have torn. None if there is no file."""
+    """The lines of a journal; it is left without the one that a crash may have torn. Empty if there is none."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from teramind.model.network import check_gene_attention
 
 TILE = 128
 """Bins that are read at once along a side: two blocks of the atlas."""
+BRAIN_BINS = 50 * 4576 * 6624
+"""Bins of the published brain: 50 slices of 73,216 x 105,984 px."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class MapReport:
     def bins_per_second(self) -> float:
         """Throughput of this session; 0 if nothing was left to do."""
         return self.bins / self.seconds if self.bins else 0.0
+
+    @property
+    def brain_hours(self) -> float:
+        """What the published brain would take at that speed; NaN if nothing was left to do."""
+        return BRAIN_BINS / self.bins_per_second / 3600 if self.bins else math.nan
 
 
 class MapSource:

@@ -32,7 +32,7 @@ EVERYWHERE = "everywhere"
 BLOCK_PATCHES = 8
 """Encoder patches along the side of a block, in which labels are shuffled together."""
 
-MOST_PERMUTATIONS = 100_000
+MOST_PERMUTATIONS = 10_000  # of 500 genes in 8 bytes: 40 MB a region
 _WHOLE = 3  # of the four matrices: that of the whole window
 
 
@@ -105,7 +105,7 @@ def top_partners(source: MapSource, *, permutations: int = 200, seed: int = 0, p
     """
     if len(source.genes) != 1:
         raise InputError(f"partners are told of one gene, not of {', '.join(source.gene_names)}")
-    integer_between("the number of permutations", permutations, 1, MOST_PERMUTATIONS)
+    check_permutations(permutations)
     gene, size = source.genes[0], len(source.panel)
     sums: dict[int, RegionSums] = {}
     tiles = list(_tiles(source))
@@ -119,6 +119,15 @@ def top_partners(source: MapSource, *, permutations: int = 200, seed: int = 0, p
                 generator = np.random.default_rng([*key, region + 1])
                 total.update(rows[block][chosen].sum(axis=0, dtype=np.float64), int(chosen.sum()), gene, generator)
     return _table(source, sums)
+
+
+def check_permutations(number: int) -> None:
+    """Whether a null can be made of so many permutations.
+
+    Raises:
+        InputError: it cannot.
+    """
+    integer_between("the number of permutations", number, 1, MOST_PERMUTATIONS)
 
 
 def _table(source: MapSource, sums: dict[int, RegionSums]) -> list[Partner]:

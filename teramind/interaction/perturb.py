@@ -6,7 +6,7 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,9 @@ def perturb(
     experiment.check(changes)
     experiment.settings["changes"] = [str(change) for change in changes]
     experiment.begin(resume=resume, overwrite=overwrite)
-    before = [experiment.baseline(seed, overwrite=overwrite) for seed in experiment.seeds]
-    after = [
-        experiment.image(path.with_name("after.ome.zarr"), seed, changes, overwrite=overwrite)
-        for path, seed in zip(before, experiment.seeds, strict=True)
-    ]
-    measurement = experiment.measure(before, after)
+    before = experiment.baselines()
+    after = experiment.changed(changes, [path.with_name("after.ome.zarr") for path in before])
+    measurement = experiment.measure(after)
     effects = measurement.effects()
     write_table(experiment.folder / EFFECTS, [asdict(effect) for effect in effects])
     write_table(experiment.folder / NUCLEI, nuclei_rows(measurement.nuclei))
@@ -123,8 +120,12 @@ def perturb(
     return Perturbation(effects, measurement, [], experiment.folder, experiment.reach)
 
 
-def nuclei_rows(slices: Sequence[NucleiOfSlice]) -> list[dict[str, Any]]:
-    """All nuclei: kept, lost or gained; place, um; area before and after, um^2, empty where there is none."""
+def nuclei_rows(nuclei: Mapping[int, Sequence[NucleiOfSlice]]) -> list[dict[str, Any]]:
+    """All nuclei: seed; kept, lost or gained; place, um; area before and after, um^2, empty where there is none."""
+    return [{"seed": seed, **row} for seed, slices in nuclei.items() for row in _rows_of_seed(slices)]
+
+
+def _rows_of_seed(slices: Sequence[NucleiOfSlice]) -> list[dict[str, Any]]:
     rows = []
     for z, before, after, matches in slices:
         partner = dict(zip(matches.truth.tolist(), matches.found.tolist(), strict=True))

@@ -69,26 +69,27 @@ def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwr
         Rows by falling relative difference, of all genes that were ever screened here.
 
     Raises:
-        InputError: a gene stands twice, or is not read by the network; or as ``Experiment.begin``.
+        InputError: there is no gene, one stands twice, or is not read by the network; or as ``Experiment.begin``.
     """
+    if not genes:
+        raise InputError("the screen names no gene: name at least one")
     if len(set(genes)) != len(genes):
         twice = next(gene for gene in genes if list(genes).count(gene) > 1)
         raise InputError(f"the screen names {twice} twice: name every gene once")
     changes = [SetGene(gene, 0) for gene in genes]
     experiment.check(changes)
+    experiment.settings["changes"] = "one gene after the other set to 0"
     experiment.begin(resume=resume, overwrite=overwrite)
     journal = experiment.folder / JOURNAL
-    if overwrite:
-        journal.unlink(missing_ok=True)
     rows = {row.gene: row for row in (ScreenRow(**json.loads(line)) for line in read_journal(journal))}
-    before = [experiment.baseline(seed, overwrite=overwrite) for seed in experiment.seeds]
+    experiment.baselines()
     for number, change in enumerate(changes, start=1):
         if change.gene in rows:
             continue
         logger.info("gene %d of %d: %s", number, len(changes), change.gene)
         folder = experiment.folder / "screen" / change.gene.replace("/", "_")
-        after = [experiment.image(folder / f"seed_{seed}.ome.zarr", seed, [change]) for seed in experiment.seeds]
-        effects = experiment.measure(before, after).effects()
+        after = experiment.changed([change], [folder / f"seed_{seed}.ome.zarr" for seed in experiment.seeds])
+        effects = experiment.measure(after).effects()
         rows[change.gene] = screen_row(change.gene, [one for one in effects if one.zone == experiment.zones.main])
         append_line(journal, json.dumps(asdict(rows[change.gene])))
         shutil.rmtree(folder)

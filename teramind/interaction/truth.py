@@ -12,8 +12,6 @@ from scipy.stats import rankdata
 from teramind.errors import InputError
 from teramind.evaluate.nuclei import match_nuclei
 
-SHUFFLES = 20
-
 
 def auroc(score: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
     """Chance that a true place scores higher than a false one, ties counted half (Mann-Whitney).
@@ -47,7 +45,6 @@ class MapScore:
         coexpression: AUROC of raw co-expression, the product of the genes' counts.
         expression: AUROC of raw expression, the sum of the genes' counts.
         gain: of attention over the better of the two: a product is 0 in most bins, and a sum is not co-expression.
-        shuffled: AUROC of the attention of other places: 0.5 but for its sampling error.
         places: how many were judged.
         positives: how many of them are true.
     """
@@ -56,24 +53,18 @@ class MapScore:
     coexpression: float
     expression: float
     gain: float
-    shuffled: float
     places: int
     positives: int
 
 
-def score_map(
-    attention: npt.NDArray[Any], expression: npt.NDArray[Any], truth: npt.NDArray[Any], *, seed: int = 0
-) -> MapScore:
+def score_map(attention: npt.NDArray[Any], expression: npt.NDArray[Any], truth: npt.NDArray[Any]) -> MapScore:
     """Judge a map by a known truth, beside what expression tells alone.
 
     Args:
         attention: of the window, summed over the genes; any shape.
         expression: (K, ...) counts of each gene.
         truth: the shape of ``attention``; not 0 where the genes interact.
-        seed: of the shuffling.
     """
-    generator = np.random.default_rng(seed)
-    shuffled = [auroc(generator.permutation(attention.ravel()), truth.ravel()) for _ in range(SHUFFLES)]
     together = auroc(np.prod(expression.astype(np.float64), axis=0), truth)
     either = auroc(expression.sum(axis=0, dtype=np.float64), truth)
     of_attention = auroc(attention, truth)
@@ -82,7 +73,6 @@ def score_map(
         coexpression=together,
         expression=either,
         gain=of_attention - max(together, either),
-        shuffled=float(np.mean(shuffled)),
         places=truth.size,
         positives=int(np.count_nonzero(truth)),
     )
@@ -92,21 +82,57 @@ def score_map(
 class RemovalScore:
     """Whether the cells that a change removes are those that it should.
 
+    What is there by chance is what as many nuclei lost at random would give.
+
     Attributes:
-        precision: share of the lost nuclei that are of the type.
-        recall: share of the type's nuclei, of those that were there, that are lost.
-        lost: nuclei that only the image without the change has.
-        of_type: nuclei of the type in the image without the change.
-        other: nuclei of other types in it.
-        other_lost: how many of those are lost.
+        nuclei: in the image without the change.
+        lost: those that the image with the change lacks.
+        of_type: nuclei that are cells of the type.
+        of_type_lost: how many of them are lost.
+        other: nuclei that are cells of other types; what is left over is no known cell.
+        other_lost: how many of them are lost.
     """
 
-    precision: float
-    recall: float
+    nuclei: int
     lost: int
     of_type: int
+    of_type_lost: int
     other: int
     other_lost: int
+
+    @property
+    def recall(self) -> float:
+        """Share of the type's nuclei that are lost."""
+        return _share(self.of_type_lost, self.of_type)
+
+    @property
+    def chance_recall(self) -> float:
+        """The recall by chance."""
+        return _share(self.lost, self.nuclei)
+
+    @property
+    def precision(self) -> float:
+        """Share of the lost nuclei that are of the type; one that is no known cell counts as a false one."""
+        return _share(self.of_type_lost, self.lost)
+
+    @property
+    def chance_precision(self) -> float:
+        """The precision by chance."""
+        return _share(self.of_type, self.nuclei)
+
+    @property
+    def known_precision(self) -> float:
+        """The precision among the nuclei that are known cells: what is none is neither of the type nor another."""
+        return _share(self.of_type_lost, self.of_type_lost + self.other_lost)
+
+    @property
+    def chance_known_precision(self) -> float:
+        """That by chance."""
+        return _share(self.of_type, self.of_type + self.other)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def score_removal(
@@ -128,13 +154,11 @@ def score_removal(
     matches = match_nuclei(cells, nuclei, radius)
     type_of = np.zeros(len(nuclei), np.int8)  # 0 unknown, 1 another type, 2 the type
     type_of[matches.found] = 1 + is_type[matches.truth]
-    right = int((lost & (type_of == 2)).sum())
-    of_type, gone = int((type_of == 2).sum()), int(lost.sum())
     return RemovalScore(
-        precision=right / gone if gone else float("nan"),
-        recall=right / of_type if of_type else float("nan"),
-        lost=gone,
-        of_type=of_type,
+        nuclei=len(nuclei),
+        lost=int(lost.sum()),
+        of_type=int((type_of == 2).sum()),
+        of_type_lost=int((lost & (type_of == 2)).sum()),
         other=int((type_of == 1).sum()),
         other_lost=int((lost & (type_of == 1)).sum()),
     )

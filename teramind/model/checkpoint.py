@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from teramind.errors import InputError
-from teramind.files import appears_whole
 from teramind.model.config import PATCH_SIZES, Z_KERNELS, ModelConfig
 from teramind.model.network import TeraMind
+from teramind.tensor_files import save_tensors
 
 FORMAT = "teramind-checkpoint"
 FORMAT_VERSION = 1
@@ -48,9 +48,7 @@ def save_checkpoint(path: str | os.PathLike[str], net: TeraMind, **meta: Any) ->
         if meta.get(axis) is not None and len(meta[axis]) != size:
             raise InputError(f"{len(meta[axis])} names were given for the network's {size} {axis}")
     header = {"format": FORMAT, "version": FORMAT_VERSION, "config": net.config.to_dict(), "meta": meta}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with appears_whole(path) as partial:
-        safetensors.torch.save_file(weights, partial, metadata={"teramind": json.dumps(header)})
+    save_tensors(path, net.state_dict(), header)
 
 
 def load_checkpoint(

@@ -36,16 +36,20 @@ class ModelConfig:
     attention_keys: Literal["gene", "image"] = "gene"  # source of the keys: "gene" as released, "image" as in eq. 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))  # JSON gives a list
+        if isinstance(self.channel_mult, list):  # from JSON
+            object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         self._require(self.patch_size in PATCH_SIZES, "patch_size", f"one of {PATCH_SIZES}")
         self._require(self.gene_slices in Z_KERNELS, "gene_slices", f"one of {tuple(Z_KERNELS)}")
         for name in ("genes", "stains", "res_blocks", "embed_channels", "attention_resolution"):
             self._require(_is_positive_int(getattr(self, name)), name, "a positive integer")
         even = _is_positive_int(self.base_channels) and self.base_channels % 2 == 0
         self._require(even, "base_channels", "a positive even integer")
-        four = len(self.channel_mult) == 4 and all(map(_is_positive_int, self.channel_mult))
-        self._require(four, "channel_mult", "four positive integers")
-        self._require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
+        four = isinstance(self.channel_mult, tuple) and len(self.channel_mult) == 4
+        four = four and all(map(_is_positive_int, self.channel_mult))
+        # The last norm and convolution, as published, are of C channels: those of the level at full resolution.
+        self._require(four and self.channel_mult[0] == 1, "channel_mult", "four positive integers, the first of them 1")
+        is_number = isinstance(self.dropout, int | float)
+        self._require(is_number and 0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         self._require(self.attention_keys in ATTENTION_KEYS, "attention_keys", f"one of {ATTENTION_KEYS}")
 
     def _require(self, valid: bool, name: str, allowed: str) -> None:

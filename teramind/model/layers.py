@@ -46,9 +46,7 @@ class Linear(DerivingLayer, nn.Linear):
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:  # (..., I)
         if prepared.uses_onednn(x):
             image = pixels(x)  # (1, I, 1, M)
-            packed = self.derived.get(
-                "packed", (self.weight,), lambda: prepared.prepare(self.weight[:, :, None, None], image)
-            )
+            packed = self.form("packed", lambda: prepared.prepare(self.weight[:, :, None, None], image))
             out = prepared.convolve(image, packed, self.bias, gelu)
             return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)  # (..., O)
         out = super().forward(x)
@@ -105,9 +103,8 @@ class Conv(Kernel):
         """The slices as a batch."""
         image = planes(x)  # (Z*N, I, H, W)
         centre = self.weight.shape[2] // 2
-        packed = self.derived.get(
+        packed = self.form(
             ("plane", image.shape[1:]),
-            (self.weight,),
             lambda: prepared.prepare(self.filled_weight(x.shape[4])[:, :, centre], image),
         )
         if onto is None:
@@ -127,11 +124,10 @@ class Conv(Kernel):
         return join_pairs(to_even, to_odd, len(x), onto)  # (N, H, W, Z, O)
 
     def _pair_weights(self, slices: int, image: Tensor, prepare: Callable[[Tensor], Tensor]) -> PairWeights:
-        weight = self.filled_weight(image.shape[1])
-        if not keeps_weights():
-            return pair_weights(weight.to(image.dtype), slices, prepare)
-        form = ("paired", slices > 2, image.shape[1:])
-        return self.derived.get(form, (self.weight,), lambda: pair_weights(weight, slices, prepare))
+        def derive() -> PairWeights:
+            return pair_weights(self.filled_weight(image.shape[1]).to(image.dtype), slices, prepare)
+
+        return self.form(("paired", slices > 2, image.shape[1:]), derive) if keeps_weights() else derive()
 
 
 class Pointwise(Kernel):
@@ -151,7 +147,7 @@ class Pointwise(Kernel):
     def of_parts(self, features: Sequence[Tensor], genes: Tensor | None) -> Tensor:
         """Features (N, H, W, Z, ci) and genes (N, H/2, W/2, Z, cg), their channels I together -> (N, H, W, Z, O)."""
         parts = [*features] if genes is None else [*features, genes]
-        first, *others = self.derived.get("packed", (self.weight,), lambda: self._pack(parts))
+        first, *others = self.form("packed", lambda: self._pack(parts))
         out = prepared.convolve(pixels(features[0]), first, self.bias)  # (1, O, 1, M)
         for part, packed in zip(features[1:], others, strict=False):
             prepared.add_convolution_(pixels(part), packed, None, out)
@@ -215,10 +211,8 @@ def convolve_folded(x: Tensor, layer: Conv) -> Tensor:
     image = x.reshape(n, h, w, -1).permute(0, 3, 1, 2)  # (N, Z*I, H, W), channels last
     bias = layer.bias.to(x.dtype).repeat(z)  # a no-op cast but under autocast
     if keeps_weights():
-        weight = layer.derived.get(
-            ("folded", *x.shape[1:]),
-            (layer.weight,),
-            lambda: prepared.prepare(fold_z(layer.filled_weight(i), z), image),
+        weight = layer.form(
+            ("folded", *x.shape[1:]), lambda: prepared.prepare(fold_z(layer.filled_weight(i), z), image)
         )
         out = prepared.convolve(image, weight, bias)  # (N, Z*O, H, W)
     else:
@@ -250,9 +244,7 @@ def double_folded(x: Tensor, layer: UpConv) -> Tensor:
         return doubling_kernel(fold_z(layer.filled_weight(i).to(x.dtype), z)).contiguous()  # (Z*I, Z*O, 4, 4)
 
     if keeps_weights():
-        weight = layer.derived.get(
-            ("doubling", *x.shape[1:]), (layer.weight,), lambda: prepared.prepare_doubling(fold(), image)
-        )
+        weight = layer.form(("doubling", *x.shape[1:]), lambda: prepared.prepare_doubling(fold(), image))
         out = prepared.convolve_doubling(image, weight, bias)  # (N, Z*O, 2h, 2w)
     else:
         out = F.conv_transpose2d(image, fold(), bias, stride=2, padding=1)

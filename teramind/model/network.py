@@ -18,6 +18,7 @@ from teramind.errors import InputError
 from teramind.kernels.layout import shift, shift_between, upsample
 from teramind.model.blocks import GeneGeneBlock, GeneMorphBlock, ResidualBlock, TimeEmbedding
 from teramind.model.config import BIN_SIZE, ModelConfig
+from teramind.model.derived import DerivingLayer
 from teramind.model.layers import Conv, RMSNorm, parts
 from teramind.model.patches import cut, join, repeat_per_patch
 from teramind.model.policy import policy_for
@@ -305,6 +306,16 @@ class TeraMind(nn.Module):
     def limit_patch_batch(self, patches: int) -> None:
         """Send at most so many patches through together, where memory is short. The result is the same."""
         self._patch_batch = patches
+
+    def give_up_weights(self) -> None:
+        """Be for prediction alone: a layer's weight goes when the form of it that inference reads has been derived.
+
+        Memory then holds one of the two. What needs the weights as they are saved (``state_dict``, ``to``, a copy,
+        gradients, autocast) is an ``InputError`` from the first prediction on.
+        """
+        for layer in self.modules():
+            if isinstance(layer, DerivingLayer):
+                layer.gives_up_weight = True
 
     def _rectangles(self, rows: int, columns: int, device: torch.device) -> list[tuple[slice, slice]]:
         """Rows and columns of the patches that go through together: whole rows, or parts of one."""

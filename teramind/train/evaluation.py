@@ -35,7 +35,7 @@ class HeldOut:
     Attributes:
         crops: to test on.
         count: how many.
-        batch: crops at once.
+        batch: crops at once, about.
         objective: of the training, whose weighting the loss has.
     """
 
@@ -50,14 +50,13 @@ class HeldOut:
 
         Returns:
             "loss": weighted as in training; "error": plain; "error_with_others_genes": plain, when every crop is given
-            the genes of another: how much larger it is tells what the network knows from the genes; "by_timestep": the
-            plain error in tenths of 0..999.
+            the genes of another: how much larger it is tells what the network knows from the genes; None of one crop
+            alone; "by_timestep": the plain error in tenths of 0..999.
         """
         device = next(net.parameters()).device
         errors = partial(denoising_errors, net, paths="boundary", beyond=self.objective.beyond)
         times, own, others = [], [], []
-        for start in range(0, self.count, self.batch):
-            numbers = range(start, min(self.count, start + self.batch))
+        for numbers in self._batches():
             examples = stack([self.crops.example(number, number, self.count) for number in numbers])
             image, inside, genes, t, noise = (torch.from_numpy(values).to(device) for values in examples)
             pixels, mask, counts = image.float() / 127.5 - 1, inside.float(), genes.float()
@@ -68,9 +67,14 @@ class HeldOut:
         return {
             "loss": (self.objective.weights[t] * error).mean().item(),
             "error": error.mean().item(),
-            "error_with_others_genes": torch.cat(others).mean().item(),
+            "error_with_others_genes": torch.cat(others).mean().item() if self.count > 1 else None,
             "by_timestep": by_timestep(t, error),
         }
+
+    def _batches(self) -> list[list[int]]:
+        """Numbers of the crops of each batch: two at least, so that there is another one whose genes can be taken."""
+        parts = max(1, min(-(-self.count // self.batch), self.count // 2))
+        return [part.tolist() for part in np.array_split(np.arange(self.count), parts)]
 
 
 def by_timestep(t: Tensor, error: Tensor) -> list[float | None]:

@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from teramind.files import appears_whole
+from teramind.files import appears_whole, named_error
 
 logger = logging.getLogger(__name__)
 NAME = "log.jsonl"
@@ -27,7 +28,7 @@ class Log:
 
     def __init__(self, run: Path, step: int) -> None:
         self._path = run / NAME
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        kept = [line for line in self._lines() if _step_of(line) <= step]
         with appears_whole(self._path) as partial:
             partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._board = None
@@ -37,8 +38,12 @@ class Log:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Log values of one kind: "train", "held_out", "sample"."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise named_error(error, self._path) from error
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         logger.info("step %d  %s  %s", step, kind, "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         if self._board:
@@ -55,4 +60,12 @@ class Log:
         """The whole lines that are there; a killed process may have left a part of one."""
         if not self._path.exists():
             return []
-        return self._path.read_text(encoding="utf-8").split("\n")[:-1]
+        return self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def _step_of(line: str) -> float:
+    """The step of a line, none if it is damaged: blocks that never reached the disk read as zeros."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf

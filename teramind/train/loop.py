@@ -18,7 +18,8 @@ from teramind.engine.run import stop_signals
 from teramind.errors import ComputationError, Interrupted
 from teramind.model.checkpoint import save_checkpoint
 from teramind.model.network import TeraMind
-from teramind.train.crops import Stream, generator
+from teramind.train.centring import centre_taps
+from teramind.train.crops import Crops, Stream, generator, stack
 from teramind.train.distributed import Processes
 from teramind.train.evaluation import HeldOut, Pictures, by_timestep
 from teramind.train.loading import Loader
@@ -29,6 +30,7 @@ from teramind.train.options import Options
 from teramind.train.state import Learner, Progress, save_state
 
 CHECKPOINT = "checkpoint.safetensors"
+CENTRED_ON, CENTRED_AT_ONCE = 12, 4  # crops
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Loop:
         options: how to train.
         learner: what is trained.
         objective: its loss.
+        crops: to train on.
         loader: batches.
         processes: this one among all.
         progress: where to begin.
@@ -79,6 +82,7 @@ class Loop:
     options: Options
     learner: Learner
     objective: Objective
+    crops: Crops
     loader: Loader
     processes: Processes
     progress: Progress
@@ -109,6 +113,8 @@ class Loop:
                 if stop or done >= 1:
                     break
                 self._step(done)
+                if options.centre_every and progress.step % options.centre_every == 0:
+                    self._centre()
                 self._report_step()
                 if perf_counter() - saved >= options.snapshot_minutes * 60 > 0:
                     self._save()
@@ -169,6 +175,26 @@ class Loop:
         self._errors.append((batch[3], errors))
         return loss.detach()
 
+    def _centre(self) -> None:
+        """Move means into centre taps; see ``centre_taps``. The crops are the same in every process and each time."""
+        crops = stack([self.crops.example(number, number, CENTRED_ON) for number in range(CENTRED_ON)])
+
+        device = self.processes.device
+
+        def predict(net: TeraMind) -> None:
+            training = net.training
+            net.eval()
+            for start in range(0, CENTRED_ON, CENTRED_AT_ONCE):
+                part = slice(start, start + CENTRED_AT_ONCE)
+                with torch.enable_grad():  # the plain forms of the network, whose features lie pixel by pixel
+                    self.objective.errors(net, *(torch.from_numpy(values[part]).to(device) for values in crops))
+            net.train(training)
+
+        with torch.compiler.set_stance("force_eager"):
+            centre_taps(self.learner.net, predict)
+            if self.learner.average:
+                centre_taps(self.learner.average.net, predict)
+
     # ---- between steps -------------------------------------------------------------------------------------------
 
     def _report_step(self) -> None:
@@ -196,8 +222,9 @@ class Loop:
         seconds, waited = perf_counter() - self._since, self.loader.waited - self._waited
         values: dict[str, Any] = {"loss": float(measured[:, 0].mean())}
         values |= dict(zip(("boundary", "unshifted"), errors.mean(1).tolist(), strict=False))
+        norms = measured[np.isfinite(measured[:, 1]), 1]  # scaled steps that overflowed were not taken
         values |= {
-            "gradient_norm": float(measured[:, 1].mean()),
+            "gradient_norm": float(norms.mean()) if len(norms) else None,
             "lr": self._lr,
             "crops_per_second": len(measured) * self.options.batch / seconds,
             "waiting": waited / seconds,

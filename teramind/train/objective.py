@@ -53,18 +53,31 @@ class Objective(nn.Module):
         weights: (1000,) from ``loss_weights``.
         paths: "both", or "boundary" to train what inference uses alone.
         beyond: what the network sees where nothing is inside.
+        border: weight of the outermost pixels of decoder patches.
     """
 
     weights: Tensor
 
-    def __init__(self, net: TeraMind, weights: NDArray[np.float64], paths: Paths, beyond: float = 0.0) -> None:
+    def __init__(
+        self,
+        net: TeraMind,
+        weights: NDArray[np.float64],
+        paths: Paths,
+        beyond: float = 0.0,
+        border: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.net, self.paths, self.beyond = net, paths, beyond
+        self.net, self.paths, self.beyond, self.border = net, paths, beyond, border
         self.register_buffer("weights", torch.from_numpy(weights).float(), persistent=False)
 
     def forward(self, image: Tensor, inside: Tensor, genes: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """A stacked ``Example`` -> the loss, and the plain errors (paths, B) without their gradient."""
-        errors = denoising_errors(
-            self.net, image.float() / 127.5 - 1, inside.float(), genes.float(), t, noise, self.paths, self.beyond
-        )
+        """A stacked ``Example`` -> the loss, and the errors (paths, B) at weight 1 of every timestep, no gradient."""
+        errors = self.errors(self.net, image, inside, genes, t, noise)
         return (self.weights[t] * errors.sum(0)).mean(), errors.detach()
+
+    def errors(self, net: TeraMind, image: Tensor, inside: Tensor, genes: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """(paths, B): a network's errors, every timestep with weight 1."""
+        pixels = image.float() / 127.5 - 1
+        return denoising_errors(
+            net, pixels, inside.float(), genes.float(), t, noise, self.paths, self.beyond, self.border
+        )

@@ -42,6 +42,8 @@ class Options:
     cap: float = option(300.0, "largest weight (velocity)")
     deviation: float = option(1.0, "standard deviation of the images, scaled to -1..1 (velocity)")
     paths: str = option("both", "boundary leaves out the decoder that inference does not use", choices=PATHS)
+    border: float = option(1.0, "weight of the outermost pixels of patches, which are learned last", metavar="WEIGHT")
+    centre_every: int = option(0, "steps between moves of means into centre taps, against seams; 0 for never")
     region: int = option(2, "encoder patches on a side of what is looked at in a crop")
     context: str = option("crop", "what is seen beyond a crop: nothing, or the atlas", choices=CONTEXTS)
     init: str = option("fresh", "initial weights: fresh, fast, or those of a checkpoint", metavar="INIT")
@@ -79,10 +81,10 @@ class Options:
         self._require(self.steps is not None or self.minutes is not None, "steps", "given, or --minutes be")
         for name in ("batch", "accumulate", "log_every", "evaluate_every", "held_out_crops", "workers"):
             integer_between(name, getattr(self, name), 1, LARGEST)
-        for name in ("warmup", "sample_every", *(["steps"] if self.steps is not None else [])):
+        for name in ("warmup", "centre_every", "sample_every", *(["steps"] if self.steps is not None else [])):
             integer_between(name, getattr(self, name), 0, LARGEST)
         integer_between("seed", self.seed, 0, 2**64 - 1)
-        for name in ("lr", "gamma", "cap", "deviation", "clip"):
+        for name in ("lr", "gamma", "cap", "deviation", "border", "clip"):
             self._require(getattr(self, name) > 0, name, "a positive number")
         for name in ("weight_decay", "snapshot_minutes"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
@@ -131,9 +133,10 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the configuration {path} cannot be read ({error}); give a JSON file") from error
-    if not isinstance(content, Mapping) or not set(content) <= {"model", "training", "data"}:
+    sections = content.values() if isinstance(content, dict) else [content]
+    if not all(isinstance(each, dict) for each in sections) or not set(content) <= {"model", "training", "data"}:
         raise InputError(f'the configuration {path} has to be {{"model": {{...}}, "training": {{...}}}}')
-    model, training = dict(content.get("model", {})), dict(content.get("training", {}))
+    model, training = content.get("model", {}), content.get("training", {})
     check_names(training, f"training options of {path}", [each.name for each in fields(Options)])
     return model, training
 

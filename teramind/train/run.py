@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from teramind.atlas.store import Atlas
+from teramind.diffusion.loss import Paths
 from teramind.engine.lock import OutputLock
 from teramind.engine.panel import match_genes
 from teramind.engine.sizes import parse_bytes
 from teramind.errors import InputError
-from teramind.files import appears_whole
+from teramind.files import appears_whole, remove_leftovers
 from teramind.model.checkpoint import load_checkpoint
 from teramind.model.config import ModelConfig
 from teramind.model.network import TeraMind
@@ -28,8 +30,9 @@ from teramind.train.distributed import Processes, processes
 from teramind.train.evaluation import HeldOut, Pictures
 from teramind.train.initialize import STARTS, start_fast
 from teramind.train.loading import Loader, share
+from teramind.train.logs import NAME as LOG
 from teramind.train.logs import Log
-from teramind.train.loop import Loop, Report
+from teramind.train.loop import CHECKPOINT, Loop, Report
 from teramind.train.objective import Objective, loss_weights
 from teramind.train.optimizer import make_optimizer
 from teramind.train.options import GIVEN_BY_DATA, MAY_CHANGE, Options, check_names
@@ -75,7 +78,14 @@ def train(
         if own.first:
             stack.enter_context(OutputLock(output))
         data = Data.open([Path(atlas) for atlas in atlases], options, dict(model or {}))
-        return stack.enter_context(_loop(output, data, options, own, resume=resume)).execute()
+        loop = stack.enter_context(_loop(output, data, options, own, resume=resume))
+        try:
+            return loop.execute()
+        except BackendCompilerFailed as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"the network cannot be compiled on this machine ({reason}); leave out --compile"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ class Data:
         share_held_out, other = _held_out(options.held_out)
         atlases = [Atlas.open(path) for path in paths]
         opened = atlases + ([Atlas.open(other)] if other else [])
+        if other and opened[-1].fingerprint in [atlas.fingerprint for atlas in atlases]:
+            logger.warning("%s is also trained on: the error on it is no test", other)
         check_alike(opened)
         genes = panel_of(opened, options.genes)
         check_names(model, "model fields", [name for name in ModelConfig().to_dict() if name not in GIVEN_BY_DATA])
@@ -173,11 +185,24 @@ def _prepare(output: Path, data: Data, options: Options, *, resume: bool) -> Non
             raise InputError(f"{output} is there already: go on with it by --resume, or choose another name")
         if not path.is_file():
             raise InputError(f"{output} is no training: it has no {CONFIG}")
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _begun(path)
         for section, mine in identity.items():
             _compare(begun.get(section, {}), mine, output)
+        for written in (CONFIG, STATE, CHECKPOINT, LOG):
+            remove_leftovers(output / written)
     with appears_whole(path) as partial:
         partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """The sections of a run's configuration."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); begin anew in another folder") from error
+    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        raise InputError(f"{path} is no configuration of a training; begin anew in another folder")
+    return content
 
 
 def _compare(begun: Mapping[str, Any], mine: Mapping[str, Any], output: Path) -> None:
@@ -200,11 +225,13 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
             f"part(s); use a multiple of {parts}"
         )
     crops = Crops(data.training, data.config, options.seed, Stream.TRAINING, options.region, options.context)
-    learner = make_learner(data, options, own.device)
+    goes_on = resume and (output / STATE).exists()
+    learner = make_learner(data, options, own.device, goes_on=goes_on)
     if options.compile:
         learner.net.compile(dynamic=False)
     weights = loss_weights(options.loss, options.gamma, options.cap, options.deviation)
-    objective = Objective(learner.net, weights, options.paths, BEYOND[options.context]).to(own.device)  # type: ignore[arg-type]
+    paths: Paths = options.paths  # type: ignore[assignment]
+    objective = Objective(learner.net, weights, paths, BEYOND[options.context], options.border).to(own.device)
     held_out = pictures = None
     if own.first:
         if data.held_out:
@@ -213,23 +240,25 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
         logger.info("%s weights; %s", f"{sum(map(torch.numel, learner.net.parameters())):,}", data.describe())
         pictures = Pictures(data.picture, data.atlases[0].stains, data.atlases[0].pixel_size, output / SAMPLES)
         _prepare(output, data, options, resume=resume)
-    progress = load_state(output, learner) if resume and (output / STATE).exists() else Progress()
+    progress = load_state(output, learner) if goes_on else Progress()
     make = share(crops, options.batch, parts, own.rank * options.accumulate, options.accumulate)
     with ExitStack() as stack:
         log = stack.enter_context(closing(Log(output, progress.step))) if own.first else None
         loader = stack.enter_context(Loader(make, own.device, progress.step * options.accumulate, options.workers))
-        yield Loop(output, options, learner, objective, loader, own, progress, log, held_out, pictures, data.about())
+        yield Loop(
+            output, options, learner, objective, crops, loader, own, progress, log, held_out, pictures, data.about()
+        )
 
 
-def make_learner(data: Data, options: Options, device: torch.device) -> Learner:
-    """A network as it starts, its optimiser and its average.
+def make_learner(data: Data, options: Options, device: torch.device, *, goes_on: bool) -> Learner:
+    """A network as it starts, its optimiser and its average; if it ``goes_on``, its weights are still to come.
 
     Raises:
         InputError: for a checkpoint to start from that does not fit.
     """
     torch.manual_seed(options.seed)
     net = TeraMind(data.config)
-    if options.init not in STARTS:
+    if options.init not in STARTS and not goes_on:
         _start_from(options.init, net, data.genes)
     elif options.init == "fast":
         start_fast(net)

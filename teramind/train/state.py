@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from teramind.errors import InputError
-from teramind.files import appears_whole
 from teramind.model.network import TeraMind
+from teramind.tensor_files import save_tensors
 from teramind.train.average import Average
 
 NAME = "state.safetensors"
@@ -78,10 +78,7 @@ class Learner:
 
 def save_state(run: Path, learner: Learner, progress: Progress) -> None:
     """Write the state into the run's folder; the one before stands until it is whole."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in learner.tensors().items()}
-    header = {"format": FORMAT, "progress": asdict(progress)}
-    with appears_whole(run / NAME) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata={"teramind": json.dumps(header)})
+    save_tensors(run / NAME, learner.tensors(), {"format": FORMAT, "progress": asdict(progress)})
 
 
 def load_state(run: Path, learner: Learner) -> Progress:

@@ -75,6 +75,10 @@ def test_a_window_holds_the_counts(atlas, sample, bounds):
     counts = atlas.gene_window(*in_px(bounds))
     assert counts.dtype == np.uint16
     np.testing.assert_array_equal(counts, np.moveaxis(expected, -1, 0))
+    entries = atlas.gene_entries(*in_px(bounds))
+    assert entries.dtype == np.int32
+    assert entries.shape[1] == np.count_nonzero(counts)
+    np.testing.assert_array_equal(counts.reshape(len(counts), -1)[entries[1], entries[0]], entries[2])
     totals = atlas.count_window(*in_px(bounds))
     assert totals.dtype == np.uint32
     np.testing.assert_array_equal(totals, expected.sum(axis=-1, dtype=np.uint32))

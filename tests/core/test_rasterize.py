@@ -216,10 +216,13 @@ def test_a_count_over_16_bits_names_the_first_such_bin(threads):
 
 
 def test_inputs_are_left_alone():
-    x, y, gene = transcripts(1000, (100, 100), 5)
-    for array in (x, y, gene):
+    given = transcripts(1000, (100, 100), 5)
+    before = [array.copy() for array in given]
+    for array in given:
         array.flags.writeable = False
-    rasterize(x, y, gene, (100, 100), 5)
+    rasterize(*given, (100, 100), 5, threads=2)
+    for array, copy in zip(given, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
 
 
 @pytest.mark.parametrize(

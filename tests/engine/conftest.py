@@ -14,14 +14,12 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+import atlases
 import numpy as np
 import pytest
-import torch
 import zarr
 from scipy.ndimage import gaussian_filter
-from scipy.sparse import csr_array
 
-from teramind.atlas.writer import AtlasWriter
 from teramind.engine.frame import Frame, Window
 from teramind.engine.plan import TilePlan
 from teramind.engine.session import Setup, carry_out
@@ -32,39 +30,22 @@ from teramind.output.ome_zarr import OutputWriter
 GENES = ["a", "b", "c"]
 STAINS = ["DAPI", "PolyT"]
 HEIGHT, WIDTH = 150, 230
-STRIP_BINS = 64
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Networks this small spend more time on waking threads than these save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_atlas(path, slices=3, height=HEIGHT, width=WIDTH, density=0.3, seed=0, overwrite=False):
     """Poisson counts, none in the right third of the plane; each stain is the blurred density of a gene."""
-    generator = np.random.default_rng(seed)
     bins = -(-height // 16), -(-width // 16)
-    slice_z = [10.0 * z for z in range(slices)]
-    with AtlasWriter(
-        path, genes=GENES, stains=STAINS, slice_z=slice_z, shape=(height, width), pixel_size=0.108,
-        scaling=dict.fromkeys(STAINS, (0, 255)), provenance={}, overwrite=overwrite,
-    ) as writer:  # fmt: skip
-        for z in range(slices):
-            counts = generator.poisson(density, (*bins, len(GENES))).astype(np.uint16)
-            counts[:, bins[1] * 2 // 3 :] = 0
-            for row in range(0, bins[0], STRIP_BINS):
-                writer.append_counts(z, csr_array(counts[row : row + STRIP_BINS].reshape(-1, len(GENES))))
-            for stain in range(len(STAINS)):
-                blurred = gaussian_filter(np.kron(counts[..., stain], np.ones((16, 16))), 6)[:height, :width]
-                pixels = (40 + 150 * blurred.clip(0, 1.4)).astype(np.uint8)
-                for y in range(0, height, 4096):
-                    for x in range(0, width, 4096):
-                        writer.write_image(z, stain, y, x, pixels[y : y + 4096, x : x + 4096])
-    return path
+    counts = np.random.default_rng(seed).poisson(density, (slices, *bins, len(GENES)))
+    counts[:, :, bins[1] * 2 // 3 :] = 0
+    images = np.empty((len(STAINS), slices, height, width), np.uint8)
+    for stain, z in np.ndindex(*images.shape[:2]):
+        blurred = gaussian_filter(np.kron(counts[z, ..., stain], np.ones((16, 16))), 6)[:height, :width]
+        images[stain, z] = 40 + 150 * blurred.clip(0, 1.4)
+    return atlases.write_atlas(
+        path, counts, images, genes=GENES, stains=STAINS, slice_z=[10.0 * z for z in range(slices)],
+        shape=(height, width), pixel_size=0.108, scaling=dict.fromkeys(STAINS, (0, 255)), provenance={},
+        overwrite=overwrite,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +98,8 @@ class Toy:
     def fetch(self, result):
         return result
 
-    def __call__(self, batch, step, _names):
-        states, genes = batch
+    def __call__(self, sent, step, _name):
+        states, genes = sent
         time.sleep(self.seconds)
         if self.hook:
             self.hook(next(self.units))

@@ -4,7 +4,7 @@ import pytest
 from teramind import InputError
 from teramind.atlas.panel import read_genes
 from teramind.engine.orthologs import read_pairs
-from teramind.engine.panel import match_genes
+from teramind.engine.panel import Panel, match_genes
 
 
 def counts(genes):
@@ -97,3 +97,19 @@ def test_the_published_genes_have_human_names():
     assert [mouse for mouse, _ in pairs] == read_genes("human_81")
     panel = match_genes(read_genes("human_81"), 81, [human for _, human in reversed(pairs)], "error", pairs)
     assert panel.columns.tolist() == list(reversed(range(81)))
+
+
+# In another order, some not there, one read by two of the network's genes, the first or last of the atlas unused.
+@pytest.mark.parametrize("columns", [[0, 1, 2, 3], [3, 1], [-1, 2, -1, 0, 1], [1, 3, 1], [-1], [2]])
+def test_sparse_counts_are_selected_like_dense_ones(columns):
+    generator = np.random.default_rng(0)
+    dense = generator.integers(1, 99, (4, 2, 3, 5)).astype(np.uint16) * (generator.random((4, 2, 3, 5)) < 0.4)
+    gene, *bins = dense.nonzero()
+    entries = np.stack([np.ravel_multi_index(bins, dense.shape[1:]), gene, dense[dense.nonzero()]]).astype(np.int32)
+    panel = Panel(None, np.array(columns), [], [])
+    for some in (entries, entries[:, :0]):
+        bin_, gene, count = panel.select_entries(some)
+        selected = np.zeros((len(columns), 30), np.uint16)
+        selected[gene, bin_] = count
+        expected = panel.select(dense) if some.size else np.zeros_like(selected)
+        assert np.array_equal(selected, expected.reshape(len(columns), -1))

@@ -8,7 +8,7 @@ from teramind import generate
 
 
 def test_two_steps(interpreter, tmp_path, checkpoint_path, write_atlas):
-    atlas = write_atlas(tmp_path / "small.zarr", slices=3, height=40, width=70)
+    atlas = write_atlas(tmp_path / "small.zarr", slices=3, height=30, width=40)
     options = {"steps": 2, "tile": 64, "slices": "1:2", "state_dtype": "float32"}
     future = interpreter.submit(interpreted.generated, atlas, checkpoint_path, tmp_path / "kernels", **options)
     voxels, launched = future.result()

@@ -3,28 +3,18 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import atlases
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import gaussian_filter
-from scipy.sparse import csr_array
 
 from teramind.atlas.store import Atlas
-from teramind.atlas.writer import STRIP_BINS, AtlasWriter
 from teramind.output.ome_zarr import OutputWriter
 
 PIXEL_SIZE = 0.4
 STAINS = ["DAPI", "PolyT"]
 GENES = 6
 BACKGROUND = 12
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass
@@ -95,24 +85,17 @@ def make_scene(count, shape, seed=0, gap=1.25, radius=(6.0, 9.0)):
 
 def write_atlas(path, scenes, images, regions=True, pixel_size=PIXEL_SIZE, **changed):
     """An atlas of scenes, one a slice, with images (2, slices, h, w) or None."""
-    counts = [scene.counts(z) for z, scene in enumerate(scenes)]
+    counts = np.stack([scene.counts(z) for z, scene in enumerate(scenes)])
+    labels = np.ones(counts.shape[:3], np.uint16)
+    labels[:, :, labels.shape[2] // 2 :] = 2
+    labels[:, -1] = 0
     arguments = {
         "genes": [f"gene {number}" for number in range(GENES)], "stains": STAINS,
         "slice_z": [5 + 10.0 * z for z in range(len(scenes))], "shape": scenes[0].shape, "pixel_size": pixel_size,
         "scaling": dict.fromkeys(STAINS, (0, 255)), "provenance": {"made": "of discs"},
     }  # fmt: skip
-    with AtlasWriter(path, **arguments | changed) as writer:
-        for z, bins in enumerate(counts):
-            for row in range(0, len(bins), STRIP_BINS):
-                writer.append_counts(z, csr_array(bins[row : row + STRIP_BINS].reshape(-1, GENES)))
-            for stain in range(2 if images is not None else 0):
-                writer.write_image(z, stain, 0, 0, images[stain, z])
-        if regions:
-            labels = np.ones((len(scenes), *counts[0].shape[:2]), np.uint16)
-            labels[:, :, labels.shape[2] // 2 :] = 2
-            labels[:, -1] = 0
-            writer.write_regions(labels, {1: "left", 2: "right"})
-    return Atlas.open(path)
+    named = (labels, {1: "left", 2: "right"}) if regions else None
+    return Atlas.open(atlases.write_atlas(path, counts, images, named, **arguments | changed))
 
 
 def write_output(path, images, atlas, *, seed=0, y0=0, x0=0, z0=0, stains=STAINS, finish=True, pixel_size=None, **more):

@@ -27,6 +27,10 @@ def test_blocks_change_places_and_keep_what_they_hold(atlas, block):
     before, after = atlas.gene_window(*WHOLE), view.gene_window(*WHOLE)
     assert blocks(before, block // 16) == blocks(after, block // 16)
     assert (before != after).any(axis=(0, 1)).mean() > 0.5
+    place, gene, count = view.gene_entries(*WHOLE)  # what generation reads
+    sparse = np.zeros_like(after)
+    sparse.reshape(len(after), -1)[gene, place] = count
+    np.testing.assert_array_equal(sparse, after)
     np.testing.assert_array_equal(view.image_window(*WHOLE), atlas.image_window(*WHOLE))
     np.testing.assert_array_equal(view.region_window(*WHOLE), atlas.region_window(*WHOLE))
 

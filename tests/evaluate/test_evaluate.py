@@ -15,13 +15,14 @@ import teramind
 from teramind.cli import main
 from teramind.errors import InputError
 from teramind.evaluate import evaluate
+from teramind.evaluate import measure as measure_module
 from teramind.evaluate.baselines import BaselineImage, RidgeBaseline, training_pairs
 from teramind.evaluate.command import add_arguments
 from teramind.evaluate.conditioning import shuffle_genes
 from teramind.evaluate.extras import required
 from teramind.evaluate.nuclei import Watershed, find_nuclei, match_nuclei
 from teramind.evaluate.report import ReportFolder
-from teramind.evaluate.sources import AtlasImage, Rectangle
+from teramind.evaluate.sources import AtlasImage, GeneratedImage, Rectangle
 
 for module in ("skimage", "matplotlib", "jinja2"):
     pytest.importorskip(module)
@@ -151,6 +152,29 @@ def test_a_report_replaces_a_report_and_nothing_else(atlas, sample, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "report.json", "thesis.txt"]
 
 
+def test_a_full_disk_leaves_no_report_and_is_said(atlas, sample, tmp_path, small_files_only, capsys):
+    words = ["evaluate", sample(0), atlas.path, "--report", tmp_path / "report", "--baselines", "--slices", "0:1"]
+    with small_files_only(20_000):
+        assert main([str(word) for word in words]) == 2
+    assert f"too large: '{tmp_path}/report/report.html'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_than_a_window_and_its_margin_is_read_at_once(atlas, sample, other_brain, monkeypatch):
+    sides = []
+    for kind in (AtlasImage, GeneratedImage, BaselineImage):
+
+        def read(image, z, place, _read=kind.read):
+            sides.append(max(place.shape))
+            return _read(image, z, place)
+
+        monkeypatch.setattr(kind, "read", read)
+    monkeypatch.setattr(measure_module, "_CALIBRATION_SIDE", 256)
+    evaluate(sample(0), atlas, train=other_brain.path, window=256, slices="0:1", **QUIET)
+    margin = Watershed().margin_um / atlas.pixel_size + 16  # to the next multiple of that
+    assert 256 < max(sides) <= 256 + margin < max(atlas.shape)
+
+
 def test_a_failure_leaves_no_report(atlas, sample, tmp_path):
     with pytest.raises(InputError, match="GFP"):
         evaluate(sample(0), atlas, tmp_path / "report", nuclear_stain="GFP", **QUIET)
@@ -249,11 +273,14 @@ def test_a_control_from_shuffled_genes_is_shown_beside_chance(atlas, sample, tru
         ({"nuclear_stain": "Hoechst"}, "Hoechst, but the images share DAPI, PolyT"),
         ({"inception": "absent.pt"}, "no file absent.pt"),
         ({"train": "absent.zarr"}, "no atlas absent.zarr"),
+        ({"train": "the atlas itself"}, "the atlas that is evaluated"),
         ({"ceiling": "absent.zarr"}, "absent.zarr is not an OME-Zarr image"),
         ({"segmentation": "cellpose"}, "needs the file of its weights"),
     ],
 )
 def test_options_that_cannot_be_are_said(atlas, sample, changed, message):
+    if changed.get("train") == "the atlas itself":
+        changed = {"train": atlas.path}
     with pytest.raises(InputError, match=message):
         evaluate(sample(0), atlas, **changed, **QUIET)
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from synthetic_brain import CENTRE, Brain, coronal_series, regulatory_edges
 
 from teramind.impute.cells import join_cells
@@ -12,15 +11,6 @@ from teramind.impute.gene_order import order_genes
 from teramind.impute.location import LocationConfig, train_locations
 from teramind.impute.planes import Plane
 from teramind.impute.training import TrainingOptions
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Sums of floats in one order, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

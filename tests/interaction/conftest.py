@@ -1,41 +1,25 @@
 """An atlas with odd sides, and small networks in place of trained ones."""
 
+import atlases
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array
 
 from teramind import ModelConfig, TeraMind, save_checkpoint
-from teramind.atlas.writer import AtlasWriter
 
 GENES = ["Slc17a6", "Slc17a7", "Th", "Nr4a2", "Aqp4"]
 HEIGHT, WIDTH, SLICES = 230, 150, 3
 PIXEL_SIZE = 0.2
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def write_atlas(path, counts, height=HEIGHT, width=WIDTH, genes=GENES, regions=None, image=None, pixel_size=PIXEL_SIZE):
     """``counts`` (slices, bins y, bins x, genes)."""
     stains = [] if image is None else ["DAPI", "PolyT"]
-    with AtlasWriter(
-        path, genes=genes, stains=stains, slice_z=[10.0 + 5 * z for z in range(len(counts))], shape=(height, width),
-        pixel_size=pixel_size, scaling=dict.fromkeys(stains, (0, 255)) if stains else None, provenance={},
-    ) as writer:  # fmt: skip
-        if regions is not None:
-            writer.write_regions(*regions)
-        for z, plane in enumerate(counts):
-            for row in range(0, len(plane), 64):
-                writer.append_counts(z, csr_array(plane[row : row + 64].reshape(-1, len(genes)).astype(np.uint16)))
-            for stain in range(len(stains)):
-                writer.write_image(z, stain, 0, 0, image[stain, z])
-    return path
+    return atlases.write_atlas(
+        path, counts, image, regions, genes=genes, stains=stains, slice_z=[10.0 + 5 * z for z in range(len(counts))],
+        shape=(height, width), pixel_size=pixel_size, scaling=dict.fromkeys(stains, (0, 255)) if stains else None,
+        provenance={},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from teramind import InputError
 from teramind.interaction.attention import QUANTITIES, attention_rows, interaction_maps
@@ -69,6 +70,30 @@ def test_attention_does_not_know_which_gene_is_which(make_network):
     before = attention_rows(net, counts, everything)
     after = attention_rows(net, counts[:, order], everything)
     torch.testing.assert_close(after, before[:, :, order][..., order])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        self.elements = max([self.elements, *(one.numel() for one in made if isinstance(one, torch.Tensor))])
+        return result
+
+
+def test_no_other_rows_are_formed(make_network):
+    """With 120 genes, of which 2 are asked, the largest tensor is the counts; a matrix a patch is 7 times that."""
+    net, patches = make_network(genes=120), 6
+    counts = np.random.default_rng(4).poisson(0.5, (120, 4, 2, 2 * patches)).astype(np.uint16)
+    with Largest() as rows:
+        interaction_maps(net, counts, [3, 70])
+    with Largest() as whole, torch.no_grad():
+        net.gene_attention(torch.from_numpy(counts.astype(np.float32))[None])
+    assert rows.elements <= counts.size
+    assert whole.elements >= patches * 120**2 >= 5 * rows.elements
 
 
 def test_another_number_of_slices_is_one_sentence(make_network):

@@ -18,7 +18,7 @@ def atlas(tmp_path_factory, make_atlas, counts):
     labels = np.zeros((3, *BINS), np.uint16)
     labels[1, 2:5, 3:6] = 7
     path = tmp_path_factory.mktemp("changes") / "atlas.zarr"
-    return Atlas.open(make_atlas(path, counts, regions=(labels, {7: "midbrain"})))
+    return Atlas.open(make_atlas(path, counts, regions=(labels, {7: "midbrain", 8: "hindbrain"})))
 
 
 def view(atlas, *changes, area=None):
@@ -138,8 +138,10 @@ def test_texts_that_are_no_change(options, sentence):
 def test_what_is_not_there(tmp_path, atlas):
     with pytest.raises(InputError, match="lacks Tth; similar are Th"):
         view(atlas, SetGene("Tth", 0))
-    with pytest.raises(InputError, match=r"'cortex' is neither .* the atlas, which has midbrain"):
+    with pytest.raises(InputError, match=r"'cortex' is neither .* the atlas, which has midbrain, hindbrain"):
         find_area("cortex", atlas)
+    with pytest.raises(InputError, match="the region hindbrain has no bins in the atlas"):
+        find_area("hindbrain", atlas)
     with pytest.raises(InputError, match="outside 0:150"):
         find_area("0:16,0:999", atlas)
     for name, bins, sentence in (

@@ -75,6 +75,11 @@ def test_what_is_lost_gained_and_kept(tmp_path, atlas):
     everywhere = found[EVERYWHERE]
     assert (everywhere.before.nuclei, everywhere.after.nuclei) == (18, 17)
     assert (everywhere.kept, everywhere.lost, everywhere.gained) == (16, 2, 1)
+    # In the last slice five nuclei have grown; all nuclei together, without those that are gone, tell no more.
+    small, large = (math.pi * (radius * PIXEL) ** 2 for radius in (22, 25))
+    matched = [look["mean area of nuclei in both, um^2"] for look in everywhere.looks(["DAPI", "PolyT"])]
+    assert matched == pytest.approx([small, (11 * small + 5 * large) / 16], rel=0.1)
+    assert matched[1] - matched[0] == pytest.approx(5 * (large - small) / 16, rel=0.25)
     assert (found[CHANGED].before.nuclei, found[CHANGED].lost) == (3, 1)
     assert (found["ventral"].lost, found["ventral"].gained, found["dorsal"].lost) == (1, 1, 1)
     assert found["dorsal"].before.pixels == 3 * 128 * 150

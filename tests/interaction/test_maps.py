@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import ome_zarr.io
@@ -123,6 +126,59 @@ def test_a_stopped_run_goes_on(tmp_path, source, monkeypatch, after):
     assert np.array_equal(channels(path), channels(tmp_path / "whole.ome.zarr"))
     assert not (path / ".teramind").exists()
     assert write_maps(source, path, resume=True).bins == 0
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from teramind.interaction import maps, store
+atlas, checkpoint, output, noted, at = sys.argv[1:]
+maps.TILE, store.BLOCK = 4, 8
+append = store.append_line
+lines = []
+def append_or_die(path, line):
+    lines.append(line)
+    if noted == "after":
+        append(path, line)
+    if len(lines) == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if noted == "before":
+        append(path, line)
+store.append_line = append_or_die
+maps.write_maps(maps.MapSource(atlas, checkpoint, ["Th", "Slc17a7"]), Path(output), resume=True)
+"""
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_killed_run_goes_on(tmp_path, source, atlas_path, checkpoint_path):
+    """SIGKILL: when a block's data are on the disk and not noted as done, then when another is noted."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    path = tmp_path / "maps.ome.zarr"
+    for noted, at, done in (("before", 3, 2), ("after", 2, 4)):
+        words = [sys.executable, "-c", DIES, atlas_path, checkpoint_path, path, noted, str(at)]
+        killed = subprocess.run(words, check=False, env=environment, stderr=subprocess.DEVNULL)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(MapStore(path).done) == done
+    report = write_maps(source, path, resume=True)
+    write_maps(source, tmp_path / "whole.ome.zarr")
+    assert 0 < report.bins < 3 * BINS[0] * BINS[1]
+    assert np.array_equal(channels(path), channels(tmp_path / "whole.ome.zarr"))
+
+
+def test_memory_does_not_grow_with_the_atlas(tmp_path, make_atlas, checkpoint_path, monkeypatch):
+    """Blocks of 16 bins; an atlas six times as long, with 0.2 MB more of maps, takes as much as a short one."""
+    monkeypatch.setattr(maps_module, "TILE", 16)
+    monkeypatch.setattr(store_module, "BLOCK", 16)
+    peaks = []
+    for name, height in (("first", 16), ("short", 32), ("long", 192)):  # the first one pays for what is set up once
+        counts = np.random.default_rng(6).poisson(0.5, (2, height, 16, 5))
+        made = make_atlas(tmp_path / f"{name}.zarr", counts, 16 * height, 256)
+        source = MapSource(made, checkpoint_path, ASKED)
+        tracemalloc.start()
+        write_maps(source, tmp_path / f"{name}.ome.zarr")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 100_000
 
 
 @pytest.mark.usefixtures("small_blocks")

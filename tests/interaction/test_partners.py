@@ -111,3 +111,13 @@ def test_the_command_writes_a_table(tmp_path, atlas, checkpoint, capsys):
     assert rows[0]["partner"] == "g7"
     assert {row["region"] for row in rows} == {EVERYWHERE, "left", "right"}
     assert not (tmp_path / "out/maps.ome.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), [(["g99"], "lacks g99"), (["g2", "--permutations", "20000"], "permutations is 20000")]
+)
+def test_what_cannot_be_asked_is_said_before_the_maps(tmp_path, atlas, checkpoint, capsys, words, sentence):
+    asked = ["interact", str(atlas), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert main([*asked, "--missing-genes", "zero", "--genes", "g1", "--top-partners", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,10 @@ import argparse
 import csv
 import inspect
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import zarr
 
 from teramind import InputError, generate
 from teramind.cli import main
+from teramind.interaction import effects as effects_module
 from teramind.interaction import screen as screen_module
 from teramind.interaction.perturb import add_arguments, perturb
 from teramind.ngff import open_levels
@@ -197,15 +202,104 @@ def test_a_screen_is_sorted_and_goes_on(tmp_path, wide, checkpoint_path, monkeyp
     assert not (folder / "screen").exists()
 
 
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory, make_atlas):
+    """Nothing was read of c."""
+    counts = np.random.default_rng(12).poisson(0.6, (3, 2, 4, 3))
+    counts[..., 2] = 0
+    return make_atlas(tmp_path_factory.mktemp("silent") / "atlas.zarr", counts, 30, 60, GENES, pixel_size=0.108)
+
+
+SMALL = {"seeds": 2, "steps": 1, "tile": 64, "dtype": "float32", "slices": "0:2", "progress": False}
+
+
+def test_a_gene_without_effect_stays_within_the_noise(tmp_path, silent, checkpoint_path):
+    first, second = perturb(silent, checkpoint_path, tmp_path / "out", screen_genes=["c", "b"], **SMALL).screen
+    assert (first.gene, second.gene) == ("b", "c")
+    assert first.difference > 0
+    assert second.difference == second.relative_difference == second.nuclei_lost == second.nuclei_gained == 0
+    assert second.nuclei_low <= 0 <= second.nuclei_high
+    assert not second.nuclei_beyond_noise
+    found = perturb(silent, checkpoint_path, tmp_path / "alone", ["c=0"], **SMALL)
+    assert not any(effect.beyond_noise for effect in found.effects)
+    assert all(np.isnan(effect.noise_floor) or effect.noise_floor >= abs(effect.effect) for effect in found.effects)
+    assert not voxels(tmp_path / "alone/difference.ome.zarr").any()
+
+
+def test_images_without_a_change_are_measured_once(tmp_path, silent, checkpoint_path, monkeypatch):
+    """A screen of three genes and two seeds looks at two images without a change, and at six with one."""
+    seen = []
+    find = effects_module.Scales.find
+
+    def find_and_note(self, image, label, pixel_size):
+        seen.append(image.path.name)
+        return find(self, image, label, pixel_size)
+
+    monkeypatch.setattr(effects_module.Scales, "find", find_and_note)
+    together = perturb(silent, checkpoint_path, tmp_path / "out", screen_genes=["a", "b", "c"], **SMALL).screen
+    assert seen.count("before.ome.zarr") == 2
+    assert len(seen) == 2 + 6
+    alone = perturb(silent, checkpoint_path, tmp_path / "alone", screen_genes=["b"], **SMALL).screen
+    assert str(alone) == str([row for row in together if row.gene == "b"])  # NaN are not equal
+
+
+DIES = """
+import json, os, signal, sys
+from teramind.interaction import experiment, perturb
+measure = experiment.Experiment.measure
+calls = []
+def measure_or_die(self, changed):
+    calls.append(changed)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return measure(self, changed)
+experiment.Experiment.measure = measure_or_die
+atlas, checkpoint, output, options = sys.argv[1:]
+perturb.perturb(atlas, checkpoint, output, screen_genes=["a", "b", "c"], **json.loads(options))
+"""
+
+
+def test_a_killed_screen_goes_on(tmp_path, silent, checkpoint_path):
+    """SIGKILL when the images of the second gene are there and its row is not."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    options = SMALL | {"seeds": 1}
+    words = [sys.executable, "-c", DIES, silent, checkpoint_path, tmp_path / "out", json.dumps(options)]
+    killed = subprocess.run(words, check=False, env=environment, stderr=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert [row["gene"] for row in rows(tmp_path / "out/screen.csv")] == ["a"]
+    for name, resume in (("out", True), ("whole", False)):
+        perturb(silent, checkpoint_path, tmp_path / name, screen_genes=["a", "b", "c"], resume=resume, **options)
+    assert (tmp_path / "out/screen.csv").read_text() == (tmp_path / "whole/screen.csv").read_text()
+
+
+def test_nothing_of_what_is_replaced_stays(tmp_path, silent, checkpoint_path):
+    folder, options = tmp_path / "out", SMALL | {"seeds": 1}
+    (folder / "seed_77").mkdir(parents=True)
+    perturb(silent, checkpoint_path, folder, screen_genes=["a"], overwrite=True, **options)
+    assert (folder / "seed_77").exists()  # it was no perturbation's folder
+    with pytest.raises(InputError, match="begun with another value of changes"):
+        perturb(silent, checkpoint_path, folder, ["a=0"], resume=True, **options)
+    (folder / "notes.txt").write_text("mine")
+    perturb(silent, checkpoint_path, folder, ["a=0"], overwrite=True, **options | {"seed": 4})
+    names = {"seed_4", "effects.csv", "nuclei.csv", "difference.ome.zarr", "difference.png", "perturbation.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"notes.txt"}
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ([], "either --set, --scale and --swap, or --screen"),
         (["--set", "a=0", "--screen", "x"], "either --set, --scale and --swap, or --screen"),
+        (["--screen", os.devnull], "is empty"),
+        (["--set", "a=0", "--match-radius", "0"], "matched within 0 um"),
+        (["--set", "a=0", "--steps", "7000"], "7000 DDIM steps do not"),
+        (["--set", "a=0", "--tile", "48"], "48"),
         (["--set", "d=0"], "panel of 3 genes lacks d"),
         (["--set", "a=0", "--seeds", "0"], "0 seeds make no image"),
         (["--set", "a=0", "--nuclear-stain", "NeuN"], "no stain NeuN"),
         (["--set", "a=0", "--region", "nowhere"], "'nowhere' is neither"),
+        (["--set", "a=0", "--region", "0:60,400:500"], "outside 0:340"),
+        (["--set", "a=0", "--region", "0:60,0:16", "--roi", "0:60,200:340", "--steps", "2"], "shows nothing of the"),
         (["--set", "a=0", "--resume", "--overwrite"], "either --resume or --overwrite"),
     ],
 )

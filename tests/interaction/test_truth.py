@@ -32,7 +32,6 @@ def test_a_map_that_knows_more_than_expression():
     assert abs(score.coexpression - 0.5) < 0.05
     assert abs(score.expression - 0.5) < 0.05
     assert score.gain == score.attention - max(score.coexpression, score.expression)
-    assert abs(score.shuffled - 0.5) < 0.05
     assert (score.places, score.positives) == (3000, 1500)
 
 
@@ -56,7 +55,11 @@ def test_removed_cells_are_judged_by_their_type():
     score = score_removal(nuclei, lost, cells, is_type, radius=2.0)
     assert score.precision == pytest.approx(1 / 3)
     assert score.recall == pytest.approx(1 / 2)
-    assert (score.lost, score.of_type, score.other, score.other_lost) == (3, 2, 3, 1)
+    assert (score.nuclei, score.lost, score.of_type, score.other, score.other_lost) == (6, 3, 2, 3, 1)
+    assert score.known_precision == pytest.approx(1 / 2)
+    assert score.chance_known_precision == pytest.approx(2 / 5)
+    assert score.chance_precision == pytest.approx(2 / 6)
+    assert score.chance_recall == pytest.approx(3 / 6)
     none = score_removal(nuclei, np.zeros(6, bool), cells, is_type, radius=2.0)
     assert math.isnan(none.precision)
     assert none.recall == 0

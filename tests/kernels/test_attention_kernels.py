@@ -113,6 +113,9 @@ def test_gene_gene_attention_reads_any_strides(run_triton, in_float64, assert_ne
     inputs = (query, value.transpose(1, 2).contiguous().transpose(1, 2), torch.ones(7))
     out = run_triton(gene_gene_attention, *inputs)
     assert_near(out, gene_gene_attention_reference(*in_float64(inputs)), 4e-6)
+    rows = torch.arange(8)[1::3]
+    out = run_triton(gene_attention_rows, query, torch.ones(14)[::2], rows)
+    assert_near(out, gene_attention_rows_reference(query.double(), torch.ones(7).double(), rows), 4e-6)
 
 
 def test_gene_gene_attention_of_nothing(run_triton):

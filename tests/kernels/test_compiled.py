@@ -142,6 +142,56 @@ EXTREMES = {
 }
 
 
+# Arguments that are 1 are constants to Triton: other code than for larger ones.
+ONES = {
+    "adaptive_norm": lambda dtype: kernels.adaptive_norm(
+        empty(1, 2, 2, 1, 1, dtype=dtype),
+        empty(1, dtype=dtype),
+        *[empty(1, 1, 1, 1, 1, dtype=dtype)] * 2,
+        implementation="triton",
+    ),
+    "ddim_update": lambda dtype: kernels.ddim_update(
+        *[empty(1, 1, 1, 1, 1, dtype=dtype)] * 2, 0.4, 0.5, state_dtype=torch.float16, implementation="triton"
+    ),
+    "dense_counts": lambda dtype: kernels.dense_counts(
+        empty(3, 1, dtype=torch.int32), (1, 1, 1, 1), dtype=dtype, implementation="triton"
+    ),
+    "gather_norm_silu": lambda dtype: kernels.gather_norm_silu(
+        [empty(2, 2, 2, 2, 1, 1, dtype=dtype)], None, empty(1, dtype=dtype), implementation="triton"
+    ),
+    "gene_attention_rows": lambda dtype: kernels.gene_attention_rows(
+        empty(1, 1, 1, dtype=dtype), empty(1, dtype=dtype), empty(1, dtype=torch.int64), implementation="triton"
+    ),
+    "gene_gene_attention": lambda dtype: kernels.gene_gene_attention(
+        *[empty(1, 1, 1, dtype=dtype)] * 2, empty(1, dtype=dtype), implementation="triton"
+    ),
+    "gene_morph_attention": lambda dtype: kernels.gene_morph_attention(
+        empty(1, 4, 4, 1, 1, dtype=dtype),
+        *[empty(1, 2, 2, 1, 1, dtype=dtype)] * 2,
+        *[empty(1, dtype=dtype)] * 2,
+        implementation="triton",
+    ),
+    "modulated_silu": lambda dtype: kernels.modulated_silu(
+        empty(1, 1, 1, 1, 1, dtype=dtype),
+        empty(1, dtype=dtype),
+        *[empty(1, 1, dtype=dtype)] * 2,
+        implementation="triton",
+    ),
+    "noise_field": lambda dtype: kernels.noise_field(
+        1, 1, 1, 1, (1, 1, 1, 1), device="meta", dtype=dtype, implementation="triton"
+    ),
+    "philox_words": lambda _: kernels.philox_words(1, 1, 1, 1, (1, 1, 1, 1), device="meta", implementation="triton"),
+}
+
+
+@pytest.mark.parametrize("compiler", [launch.AMPERE], ids=["sm_80"], indirect=True)
+def test_the_smallest_inputs_of_every_operation_compile(compiler):
+    assert sorted(ONES) == kernels.__all__
+    for smallest in ONES.values():
+        smallest(torch.bfloat16)
+    assert len(compiler.kernels) == len(ONES)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extremes_fit_the_chip(compiler, tmp_path, name, dtype):

@@ -1,13 +1,19 @@
-"""The GPU measurement's answers that need no GPU."""
+"""The GPU measurement's answers that need no GPU, and that its sections run, at tiny sizes on the CPU."""
 
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
-import gpu
 import pytest
 import torch
-from gpu_sections import Ceiling, Convolutions, Parity, Row, Shape, convolutions, meta_step, norm_error
+
+with mock.patch.dict(os.environ, TERAMIND_GPU_BENCH_DRY="1"):
+    import gpu
+    import gpu_sections
+    from gpu_sections import Ceiling, Convolutions, Parity, Row, Shape, convolutions, norm_error, step_inputs
 
 from teramind import ModelConfig, TeraMind
 
@@ -31,13 +37,9 @@ def test_no_speed_up_is_shown_without_green_parity(tmp_path, monkeypatch):
         raise RuntimeError("after all of these")
 
     monkeypatch.setitem(gpu.SECTIONS, "step", section)
-    grad, cudnn = torch.is_grad_enabled(), torch.backends.cudnn.benchmark
-    try:
-        with pytest.raises(RuntimeError):
-            gpu.run_section("step", tmp_path / "step.jsonl")
-    finally:
-        torch.set_grad_enabled(grad)
-        torch.backends.cudnn.benchmark = cudnn
+    monkeypatch.setattr(gpu, "prepare_process", lambda: None)
+    with pytest.raises(RuntimeError):
+        gpu.run_section("step", tmp_path / "step.jsonl")
     text = gpu.table(gpu.read_found(tmp_path))  # what was found before it failed
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("  row")}
     assert "2.25" in lines["right"]
@@ -58,8 +60,8 @@ def test_a_brain_is_projected_from_green_parity_alone():
 
 
 def test_sections_are_cut_off_and_their_failures_told(tmp_path, capfd):
-    gpu.start_section("nothing of this name", tmp_path / "a.jsonl", 60)
-    gpu.start_section("step", tmp_path / "b.jsonl", 0.01)
+    assert not gpu.start_section("nothing of this name", tmp_path / "a.jsonl", 60)
+    assert gpu.start_section("step", tmp_path / "b.jsonl", 0.01)
     told = capfd.readouterr().out
     assert "FAILED" in told
     assert "step: 0 s CUT OFF" in told
@@ -87,10 +89,11 @@ def test_a_nan_is_no_small_error():
 
 @torch.no_grad()
 def test_convolutions_are_found_in_the_network(monkeypatch):
+    config = ModelConfig(genes=5, base_channels=8)
     with torch.device("meta"):
-        net = TeraMind(ModelConfig(genes=5, base_channels=8)).eval()
+        net = TeraMind(config).eval()
     with Convolutions() as found:
-        net(*meta_step(net.config, 64))
+        net(*step_inputs(64, "meta", config))
     # The last one: 8 channels of 2 slices to 2 stains of 2 slices, on the one decoder patch.
     assert found.images[Shape(16, 4, 3, 64, 64, doubles=False)] == 1
     # The last block that doubles the resolution.
@@ -98,8 +101,38 @@ def test_convolutions_are_found_in_the_network(monkeypatch):
     # Channels that 5 genes make are filled up: 64 + 5 to 72, of 2 slices.
     assert found.images[Shape(144, 128, 3, 8, 8, doubles=False)] == 8
     monkeypatch.setattr("gpu_sections.measure_convolution", lambda shape, images: shape.flops * images / 1e9)
-    monkeypatch.setattr("gpu_sections.TILE", 256)
-    *rows, together = convolutions()
+    *rows, searched, together = convolutions()
     assert len(rows) == 10
-    assert together.milliseconds == pytest.approx(sum(row.milliseconds for row in rows))
-    assert together.flops == pytest.approx(sum(row.flops for row in rows))
+    assert together.milliseconds == searched.milliseconds == pytest.approx(sum(row.milliseconds for row in rows) / 4)
+    assert together.flops == pytest.approx(sum(row.flops for row in rows) / 4)  # units of a tile
+
+
+@pytest.mark.parametrize(
+    ("section", "count"), [("ceilings", 3), ("convolutions", 12), ("step", 8), ("kernels", 26), ("profile", 0)]
+)
+@torch.no_grad()
+def test_sections_run(section, count):
+    found = list(gpu.SECTIONS[section]())
+    assert len(found) == count
+    assert all(one.rate > 0 for one in found if isinstance(one, Ceiling))
+    assert all(math.isfinite(one.milliseconds) and "NOT FINITE" not in one.note for one in found[3:])
+
+
+@torch.no_grad()
+def test_parity_is_checked_and_a_wrong_kernel_is_red(monkeypatch):
+    assert gpu_sections.parity_of_network("pyramid", torch.float32) == Parity("network", "")
+    monkeypatch.setattr(gpu_sections, "ONE_PASS", 1e-12)
+    assert "pyramid, torch.float32, kernels" in gpu_sections.parity_of_network("pyramid", torch.float32).wrong
+    assert gpu_sections.parity_of_case(13) == Parity("adaptive_norm", "")
+    monkeypatch.setitem(gpu_sections.TOLERANCE, torch.float32, 0)
+    assert "AdaLN, 8 px, torch.float32: " in gpu_sections.parity_of_case(13).wrong
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_through_all_of_it(tmp_path):
+    environment = os.environ | {"OUT": str(tmp_path / "out")}
+    done = subprocess.run([sys.executable, BENCH, "--dry"], capture_output=True, text=True, check=True, env=environment)
+    assert "FAILED" not in done.stdout
+    for told in ("fused element-wise kernels: ", "attention kernels: ", "the best step: x", " h on 8 A100s, scaled"):
+        assert told in done.stdout
+        assert told in (tmp_path / "out" / "table.txt").read_text()

@@ -1,4 +1,4 @@
-"""DDIM update, position noise and gene patches: kernels against their references and against what they stand for."""
+"""DDIM update, position noise and dense counts: kernels against their references and against what they stand for."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch
 from teramind.diffusion import noise as cpu_noise
 from teramind.diffusion.schedule import DDIMSchedule
 from teramind.errors import InputError
-from teramind.kernels.counts import gene_patches, gene_patches_reference
+from teramind.kernels.counts import dense_counts, dense_counts_reference
 from teramind.kernels.ddim import ddim_update, to_pixels
 from teramind.kernels.noise import noise_field, noise_field_reference, philox_words, philox_words_reference
 
@@ -114,7 +114,8 @@ class TestNoise:
 
     @pytest.mark.parametrize("shape", [(0, 1, 2, 3), (1, 1, 2, 0)])
     def test_of_nothing(self, run_triton, shape):
-        assert run_triton(noise_field, 1, 2, 3, 4, shape, device="cpu").shape == shape
+        for operation in (noise_field, philox_words):
+            assert run_triton(operation, 1, 2, 3, 4, shape, device="cpu").shape == shape
 
     @pytest.mark.parametrize("box", [(2**64, 0, 0, 0, (1, 1, 1, 1)), (0, 0, 0, 2**32 - 1, (1, 1, 1, 2))])
     def test_refuses_what_is_out_of_range(self, box):
@@ -122,53 +123,31 @@ class TestNoise:
             noise_field(*box, device="cpu")
 
 
-class TestGenePatches:
-    @staticmethod
-    def entries(regions, shape, kept, types):
-        """Random counts, dense (regions, genes, slices, height, width), and sparse in random order."""
+class TestDenseCounts:
+    @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+    @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (7, 3, 5, 9), (229, 4, 8, 12)])
+    def test_equals_the_dense_counts(self, run_triton, shape, kind):
         generator = np.random.default_rng(7)
-        dense = generator.integers(1, 1000, (regions, *shape)) * (generator.random((regions, *shape)) < kept)
-        region, gene, *rest = dense.nonzero()
-        order = generator.permutation(len(gene))
-        bins = np.ravel_multi_index((region, *rest), (regions, *shape[1:]))
-        columns = (bins[order], gene[order], dense[dense.nonzero()][order])
-        sparse = [torch.from_numpy(column.astype(kind)) for column, kind in zip(columns, types, strict=True)]
-        return torch.from_numpy(dense), sparse
-
-    @pytest.mark.parametrize("types", [("int64", "uint16", "uint16"), ("int32", "int16", "int32")])
-    @pytest.mark.parametrize(
-        ("regions", "shape", "patch_bins"), [(1, (1, 1, 2, 2), 2), (3, (7, 3, 6, 9), 3), (2, (229, 4, 8, 12), 4)]
-    )
-    def test_equals_cutting_the_dense_counts(self, run_triton, regions, shape, patch_bins, types):
-        dense, sparse = self.entries(regions, shape, 0.2, types)
-        out = run_triton(gene_patches, *sparse, shape=shape, patch_bins=patch_bins, regions=regions)
-        panel, slices, height, width = shape
-        cut = dense.reshape(regions, panel, slices, height // patch_bins, patch_bins, width // patch_bins, patch_bins)
-        expected = cut.permute(0, 3, 5, 1, 2, 4, 6).reshape(-1, panel, slices, patch_bins, patch_bins)
-        assert torch.equal(out, expected.float())
-        reference = gene_patches_reference(*sparse, shape=shape, patch_bins=patch_bins, regions=regions)
-        assert torch.equal(reference, out)
+        dense = generator.integers(1, 2**16, shape) * (generator.random(shape) < 0.2)
+        gene, *bins = dense.nonzero()
+        entries = np.stack([np.ravel_multi_index(bins, shape[1:]), gene, dense[dense.nonzero()]])
+        entries = torch.from_numpy(entries[:, generator.permutation(len(gene))].repeat(2, axis=1)).to(kind)[:, ::2]
+        out = run_triton(dense_counts, entries, shape)
+        assert torch.equal(out, torch.from_numpy(dense).float())
+        assert torch.equal(dense_counts_reference(entries, shape, torch.float32), out)
 
     def test_entries_outside_are_left_out(self, run_triton):
-        bins = torch.tensor([0, 3, -1, 4, 2])
-        genes = torch.tensor([1, 2, 0, 0, -1])
-        sparse = (bins, genes, torch.arange(1, 6))
-        out = run_triton(gene_patches, *sparse, shape=(2, 1, 2, 2), patch_bins=2, dtype=torch.float16)
+        entries = torch.tensor([[0, 3, -1, 4, 2], [1, 2, 0, 0, -1], [1, 2, 3, 4, 5]])
+        out = run_triton(dense_counts, entries, (2, 1, 2, 2), dtype=torch.float16)
         assert out.dtype == torch.float16
-        assert out.sum() == 1
-        assert out[0, 1, 0, 0, 0] == 1
-        assert torch.equal(out, gene_patches_reference(*sparse, shape=(2, 1, 2, 2), patch_bins=2, dtype=torch.float16))
+        assert out.sum() == out[1, 0, 0, 0] == 1
+        assert torch.equal(out, dense_counts_reference(entries, (2, 1, 2, 2), torch.float16))
 
     def test_of_nothing(self, run_triton):
-        nothing = torch.zeros(0, dtype=torch.int64)
-        out = run_triton(gene_patches, nothing, nothing, nothing, shape=(2, 1, 4, 2), patch_bins=2)
-        assert torch.equal(out, torch.zeros(2, 2, 1, 2, 2))
+        out = run_triton(dense_counts, torch.zeros(3, 0, dtype=torch.int32), (2, 1, 4, 2))
+        assert torch.equal(out, torch.zeros(2, 1, 4, 2))
 
-    def test_refuses_what_does_not_fit(self):
-        some = torch.zeros(3, dtype=torch.int64)
-        with pytest.raises(InputError, match="same length"):
-            gene_patches(some, some, some[:2], shape=(2, 1, 4, 2), patch_bins=2)
-        with pytest.raises(InputError, match="integers"):
-            gene_patches(some, some, some.float(), shape=(2, 1, 4, 2), patch_bins=2)
-        with pytest.raises(InputError, match="patches of 4"):
-            gene_patches(some, some, some, shape=(2, 1, 4, 2), patch_bins=4)
+    @pytest.mark.parametrize("entries", [torch.zeros(2, 5, dtype=torch.int32), torch.zeros(3, 5)])
+    def test_refuses_what_does_not_fit(self, entries):
+        with pytest.raises(InputError, match=r"integers \(3, n\)"):
+            dense_counts(entries, (2, 1, 4, 2))

@@ -25,6 +25,7 @@ def test_slices(gene_slices, slices, z_kernel):
         {"stains": True},
         {"base_channels": 7},
         {"channel_mult": (1, 2)},
+        {"channel_mult": (2, 2, 4, 8)},
         {"res_blocks": 1.5},
         {"dropout": 1.0},
         {"attention_keys": "both"},

@@ -2,14 +2,16 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
 import torch
 
-from teramind import ModelConfig, TeraMind
+from teramind import InputError, ModelConfig, TeraMind
 from teramind.kernels.layout import upsample
 from teramind.model import prepared
+from teramind.model.derived import GivenUpWeight
 from teramind.model.layers import Conv, Linear, Pointwise, UpConv
 from teramind.model.policy import POLICIES
 
@@ -87,6 +89,52 @@ def test_weights_made_in_inference_mode(x):
         before = layer(x)
         layer.weight.mul_(2)
         assert not torch.equal(layer(x), before)
+
+
+@pytest.fixture
+def net_and_inputs():
+    torch.manual_seed(0)
+    net = TeraMind(SMALL).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return net, (torch.randn(1, 2, 2, 64, 96), torch.tensor([3]), torch.ones(1, 5, 4, 4, 6))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("policy", ["cpu", "cuda"])
+def test_weights_that_are_given_up(net_and_inputs, policy, monkeypatch):
+    net, inputs = net_and_inputs
+    monkeypatch.setitem(POLICIES, "cpu", POLICIES[policy])
+    expected, held = net(*inputs), weights_in_memory(net)
+    net.give_up_weights()
+    with ThreadPoolExecutor(3) as pool:  # several workers share a network
+        found = list(pool.map(lambda _: torch.no_grad()(net)(*inputs), range(3)))
+    assert all(torch.equal(one, expected) for one in found)
+    assert weights_in_memory(net) < 0.3 * held
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, _: net.state_dict(),
+        lambda net, _: net.load_upstream_state_dict({}),
+        lambda net, _: net.to(torch.bfloat16),
+        lambda net, _: copy.deepcopy(net),
+        lambda net, inputs: net(*inputs),
+        lambda net, inputs: torch.no_grad()(net.train())(*inputs),
+    ],
+)
+def test_what_needs_the_weights_that_are_gone_says_so(net_and_inputs, use):
+    net, inputs = net_and_inputs
+    net.give_up_weights()
+    with torch.no_grad():
+        net(*inputs)
+    with pytest.raises(InputError, match=r"has given up its weights .* load the checkpoint again"):
+        use(net, inputs)
+
+
+def weights_in_memory(net):
+    return sum(weight.numel() for weight in net.parameters() if not isinstance(weight, GivenUpWeight))
 
 
 @pytest.mark.parametrize("outputs", [5, 16, 19])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-
 import numpy as np
 import ome_types
 import ome_zarr.io
@@ -182,19 +180,10 @@ def test_wrong_images_are_refused(tmp_path, image):
         export_ngff(image, tmp_path / "target")
 
 
-@pytest.fixture
-def small_files_only():
-    """The system refuses to let any file grow beyond 300 kB, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("small_files_only")
 @pytest.mark.parametrize("kind", [["--ome-tiff", "--slices", "0:1"], ["--ngff", "0.4"]], ids=["tiff", "ngff"])
-def test_a_failed_write_leaves_nothing(tmp_path, image, capsys, kind):
-    assert main(["export", str(image), str(tmp_path / "out.ome.tif"), *kind]) == 2
+def test_a_failed_write_leaves_nothing(tmp_path, image, capsys, small_files_only, kind):
+    with small_files_only(300_000):
+        assert main(["export", str(image), str(tmp_path / "out.ome.tif"), *kind]) == 2
     assert list(tmp_path.iterdir()) == []
     assert f"File too large: '{tmp_path}/out.ome.tif" in capsys.readouterr().err
 

@@ -1,11 +1,9 @@
 """Atlases whose image is a function of their genes, and networks that learn within seconds."""
 
+import atlases
 import numpy as np
 import pytest
-import torch
-from scipy.sparse import csr_array
 
-from teramind.atlas.writer import AtlasWriter
 from teramind.train.options import Options
 
 GENES = ["a", "b", "c"]
@@ -13,14 +11,6 @@ MODEL = {
     "patch_size": 32, "gene_slices": 1, "base_channels": 6, "channel_mult": (1, 1, 1, 1), "res_blocks": 1,
     "embed_channels": 16, "dropout": 0.0,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_atlas(path, slices=3, height=150, width=230, genes=GENES, stains=("DAPI", "PolyT"), seed=0, **changed):
@@ -32,14 +22,8 @@ def make_atlas(path, slices=3, height=150, width=230, genes=GENES, stains=("DAPI
         "genes": list(genes), "stains": list(stains), "slice_z": [10.0 * z for z in range(slices)],
         "shape": (height, width), "pixel_size": 0.4, "scaling": dict.fromkeys(stains, (0.0, 255.0)), "provenance": {},
     }  # fmt: skip
-    with AtlasWriter(path, **metadata | changed) as writer:
-        for z in range(slices):
-            for row in range(0, rows, 64):
-                writer.append_counts(z, csr_array(counts[z, row : row + 64].reshape(-1, len(genes))))
-            for stain in range(len(stains)):
-                pixels = np.kron(counts[z, :, :, stain] * 40, np.ones((16, 16)))[:height, :width].astype(np.uint8)
-                writer.write_image(z, stain, 0, 0, pixels)
-    return path
+    pixels = (40 * counts).astype(np.uint8).repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
+    return atlases.write_atlas(path, counts, np.moveaxis(pixels, -1, 0)[: len(stains)], **metadata | changed)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from teramind import InputError, ModelConfig, TeraMind, training_loss
+from teramind.diffusion.loss import denoising_errors
 from teramind.diffusion.schedule import alphas_cumprod
 from teramind.train.objective import LOSSES, Objective, loss_weights
 from teramind.train.optimizer import COSINE_FLOOR, rate
@@ -96,3 +97,20 @@ def test_with_the_images_deviation_every_timestep_counts_the_same():
     errors = abar * deviation**2 / (abar * deviation**2 + 1 - abar)
     assert np.allclose((loss_weights("velocity", deviation=deviation) * errors)[uncapped], 1)
     assert np.array_equal(loss_weights("velocity"), np.minimum(1 / abar, 300))
+
+
+def test_the_border_of_patches_may_count_more(net, batch):
+    """By hand: the outermost pixels of each 32 px patch five times, and the mean weight one."""
+    image, inside, genes, t, noise = window(*batch, row=1, column=1)
+    arguments = image / 127.5 - 1, inside.float(), genes.float(), t, noise
+    assert torch.equal(denoising_errors(net, *arguments), denoising_errors(net, *arguments, border=1.0))
+    weighted = denoising_errors(net, *arguments, paths="boundary", border=5.0)
+    abar = torch.from_numpy(alphas_cumprod()).float()[t].reshape(-1, 1, 1, 1, 1)
+    noisy = abar.sqrt() * arguments[0] + (1 - abar).sqrt() * noise
+    squares = (net(noisy, t, arguments[2]) - noise[..., 16:-16, 16:-16]) ** 2
+    ring = torch.zeros(32, 32, dtype=torch.bool)
+    ring[[0, -1]] = ring[:, [0, -1]] = True
+    weights = torch.where(ring, 5.0, 1.0)
+    expected = (squares * weights / weights.mean()).flatten(1).mean(1)
+    assert weighted.shape == (1, 2)
+    torch.testing.assert_close(weighted[0], expected, rtol=1e-5, atol=0)  # sums in another order

@@ -11,18 +11,23 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from PIL import Image
 
 from teramind import Atlas, InputError, generate, load_checkpoint, save_checkpoint
 from teramind.cli import main
+from teramind.engine.panel import match_genes
 from teramind.errors import ComputationError, Interrupted
 from teramind.model.config import ModelConfig
 from teramind.train.command import add_arguments
+from teramind.train.crops import Crops, Stream, areas_of
+from teramind.train.evaluation import HeldOut
 from teramind.train.objective import Objective
 from teramind.train.options import MAY_CHANGE, Options
 from teramind.train.run import train
+from teramind.train.volumes import MemoryVolume
 
 
 def lines(run, kind="train"):
@@ -45,7 +50,7 @@ def assert_same(first, second):
 
 
 # What makes a state: dropout, a moving average, parts of a step, several threads that load.
-AWKWARD = {"steps": 6, "batch": 4, "accumulate": 2, "average": 0.9, "workers": 3, "warmup": 3}
+AWKWARD = {"steps": 6, "batch": 4, "accumulate": 2, "average": 0.9, "workers": 3, "warmup": 3, "centre_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,14 @@ def test_steps_may_be_added(tmp_path, atlas_path, model, options):
     assert [line["step"] for line in lines(two)] == [1, 2]
 
 
+def test_it_goes_on_without_the_checkpoint_that_it_began_from(tmp_path, atlas_path, model, options, whole):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes((whole / "checkpoint.safetensors").read_bytes())
+    train([atlas_path], tmp_path / "run", options(steps=1, init=str(start)), model)
+    start.unlink()
+    assert train([atlas_path], tmp_path / "run", options(steps=2, init=str(start)), model, resume=True).steps == 2
+
+
 def test_a_lost_session_leaves_no_lines(tmp_path, atlas_path, model, options):
     """What was logged after the last state belongs to steps that are done again."""
     run = tmp_path / "run"
@@ -152,6 +165,58 @@ def test_a_lost_session_leaves_no_lines(tmp_path, atlas_path, model, options):
     train([atlas_path], run, options(steps=3), model, resume=True)
     assert [line["step"] for line in lines(run)] == [1, 2, 3]
     assert lines(run)[-1]["loss"] != 9
+
+
+def test_lines_that_never_reached_the_disk_are_dropped(tmp_path, atlas_path, model, options):
+    run = tmp_path / "run"
+    train([atlas_path], run, options(steps=1), model)
+    with (run / "log.jsonl").open("ab") as file:
+        file.write(b"\0\0\xff\n[3]\n")
+    train([atlas_path], run, options(steps=2), model, resume=True)
+    assert [line["step"] for line in lines(run)] == [1, 2]
+
+
+def test_a_process_killed_while_it_saves_goes_on_from_the_state_before(tmp_path, atlas_path, model, options):
+    """Its half-written file, as large as a state, goes when the training goes on."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    train([atlas_path], run, options(steps=1), model)
+    child = os.fork()
+    if child == 0:
+        safetensors.torch.save_file = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            train([atlas_path], run, options(steps=2), model, resume=True)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert list(run.glob(".state.safetensors.*"))
+    train([atlas_path], run, options(steps=2), model, resume=True)
+    train([atlas_path], whole, options(steps=2), model)
+    assert_same(run, whole)
+    assert not list(run.glob(".*"))
+
+
+def test_a_full_disk_leaves_the_state_before_and_is_said(tmp_path, atlas_path, model, options, small_files_only):
+    run = tmp_path / "run"
+    train([atlas_path], run, options(steps=1), model)
+    before = (run / "state.safetensors").read_bytes()
+    with small_files_only(len(before) // 2), pytest.raises(OSError, match=r"too large: .*state\.safetensors'"):
+        train([atlas_path], run, options(steps=2), model, resume=True)
+    assert (run / "state.safetensors").read_bytes() == before
+    assert not list(run.glob(".*"))
+    train([atlas_path], run, options(steps=2), model, resume=True)
+
+
+def test_what_is_damaged_is_said(tmp_path, atlas_path, model, options):
+    run = tmp_path / "run"
+    train([atlas_path], run, options(steps=1), model)
+    for name, words in (("state.safetensors", "is no whole state"), ("config.json", "damaged|no configuration")):
+        whole = (run / name).read_bytes()
+        for content in (whole[: len(whole) // 2], b"", b"[]"):
+            (run / name).write_bytes(content)
+            with pytest.raises(InputError, match=f"{name} .*({words}).*begin anew in another folder"):
+                train([atlas_path], run, options(steps=2), model, resume=True)
+        (run / name).write_bytes(whole)
+    train([atlas_path], run, options(steps=2), model, resume=True)
 
 
 def test_a_loss_that_is_no_number_stops_it(tmp_path, atlas_path, model, options, monkeypatch):
@@ -198,7 +263,7 @@ def test_the_checkpoint_generates(tmp_path, atlas_path, model, options, whole):
 
 
 def test_tests_and_pictures(tmp_path, atlas_path, write_atlas, model, options):
-    """On an atlas that is held out; and, with nothing to tell the genes apart, others' genes cost nothing."""
+    """On an atlas that is held out; an untrained network does not hear its genes, so others' genes cost nothing."""
     other = write_atlas(tmp_path / "other.zarr", slices=1, height=140, width=130, seed=3)
     run = tmp_path / "run"
     quick = options(
@@ -211,10 +276,35 @@ def test_tests_and_pictures(tmp_path, atlas_path, write_atlas, model, options):
         assert line["loss"] == line["error"]
         assert 0.5 < line["error"] < 3
         assert sum(value is not None for value in line["by_timestep"]) == 5
+        assert line["error_with_others_genes"] == pytest.approx(line["error"], rel=0.02)
     assert {"correlation_DAPI", "correlation_PolyT"} <= lines(run, "sample")[0].keys()
     with Image.open(run / "samples" / "step-0000002.png") as picture:
         assert picture.size[0] > 2 * 128
     train([atlas_path], run, quick, model, resume=True)  # nothing left to do
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 3), (2, 5), (4, 4), (4, 1)])
+def test_every_held_out_crop_is_given_the_genes_of_another(atlas_path, model, batch, count):
+    """Also in batches of one crop, and of one left over; of a single crop there is nothing to tell."""
+    atlas = Atlas.open(atlas_path)
+    config = ModelConfig(**model, genes=3, stains=2)
+    area, _ = areas_of(MemoryVolume(atlas, match_genes(atlas.genes, 3, atlas.genes)), atlas.shape, config)
+    crops = Crops([area], config, 0, Stream.HELD_OUT)
+    seen = []
+
+    class Net(torch.nn.Linear):  # has a device
+        config = crops.config
+
+        def forward(self, noisy, _t, genes):
+            seen.append(genes)
+            return torch.zeros_like(noisy[..., 16:-16, 16:-16])
+
+    tested = HeldOut(crops, count, batch, Objective(None, np.ones(1000), "boundary")).test(Net(1, 1))
+    own, others = torch.cat(seen[::2]), torch.cat(seen[1::2])
+    same = (own == others).flatten(1).all(1)
+    assert len(own) == count
+    assert same.all() if count == 1 else not same.any()
+    assert (tested["error_with_others_genes"] is None) == (count == 1)
 
 
 def test_several_atlases(tmp_path, atlas_path, write_atlas, model, options):
@@ -240,6 +330,11 @@ def test_another_configuration_is_refused(atlas_path, model, options, whole, cha
     with pytest.raises(InputError, match=words):
         train([atlas_path], whole, given, model | {"dropout": 0.1} | changed_model, resume=True)
     assert (whole / "config.json").read_bytes() == before
+
+
+def test_a_test_on_what_is_learned_is_no_test(tmp_path, atlas_path, model, options, caplog):
+    train([atlas_path], tmp_path / "run", options(steps=0, held_out=str(atlas_path)), model)
+    assert "atlas.zarr is also trained on: the error on it is no test" in caplog.text
 
 
 def test_another_atlas_is_refused(tmp_path, write_atlas, model, options, whole):
@@ -283,6 +378,7 @@ def test_what_is_refused(tmp_path, atlas_path, write_atlas, model, options, whol
         ({"betas": (0.9, 1.0)}, "betas is .0.9, 1.0.; it has to be at least 0 and below 1"),
         ({"betas": [0.9]}, "betas is .0.9,.; it has to be of the type"),
         ({"lr": "high"}, "lr is 'high'; it has to be of the type float"),
+        ({"compile": 1}, "compile is 1; it has to be of the type bool"),
         ({"steps": True}, "steps is True; it has to be of the type int"),
         ({"average": 1.0}, "average is 1.0"),
         ({"lr": -1.0}, "lr is -1.0; it has to be a positive number"),
@@ -317,9 +413,32 @@ def test_the_command_repeats_a_run(tmp_path, atlas_path, whole, capsys):
     assert code == 2
     assert "choose another name" in capsys.readouterr().err
     wrong = tmp_path / "wrong.json"
-    wrong.write_text('{"training": {"speed": 3}}')
-    assert main(["train", str(atlas_path), "--output", str(tmp_path / "new"), "--config", str(wrong)]) == 2
-    assert "unknown training options of" in capsys.readouterr().err
+    for text, words in (
+        ('{"training": {"speed": 3}}', "unknown training options of"),
+        ('{"training": [1], "model": {}}', "has to be {"),
+        ('{"model": 5}', "has to be {"),
+        ("7", "has to be {"),
+        ('{"model": {"channel_mult": 5}, "training": {"steps": 1}}', "channel_mult is 5; it has to be four"),
+        ('{"model": {"dropout": "no"}, "training": {"steps": 1}}', "dropout is 'no'; it has to be at least 0"),
+    ):
+        wrong.write_text(text)
+        assert main(["train", str(atlas_path), "--output", str(tmp_path / "new"), "--config", str(wrong)]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_loss_scaling_goes_on_where_it_was(tmp_path, atlas_path, model, options):
+    """With float16: steps that overflow are not taken, halve the scale, and are left out of the logged norm."""
+    settings = {"dtype": "float16", "lr": 1e-4}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for folder, steps, resume in ((whole, 4, False), (run, 2, False), (run, 4, True)):
+        train([atlas_path], folder, options(steps=steps, **settings), model, resume=resume)
+    assert_same(whole, run)
+    norms = [line["gradient_norm"] for line in lines(whole)]
+    assert None in norms
+    assert all(norm is None or np.isfinite(norm) for norm in norms)
+    with safetensors.safe_open(run / "state.safetensors", framework="pt") as file:
+        scale = json.loads(file.metadata()["teramind"])["progress"]["scaler"]["scale"]
+    assert scale == 2.0 ** (16 - norms.count(None))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -331,6 +450,32 @@ def test_half_precision_learns_the_same(tmp_path, atlas_path, model, options, dt
         losses.append(np.array([line["loss"] for line in lines(tmp_path / name)]))
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=0.02)
     assert np.isfinite(losses[1]).all()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path, atlas_path, write_atlas, model, options):
+    """Sums run in another order: 1e-4 in the loss. Tests and pictures are not compiled; it can be resumed without."""
+    settings = {
+        "held_out": str(write_atlas(tmp_path / "held_out.zarr", seed=5)),
+        "evaluate_every": 2,
+        "held_out_crops": 4,
+        "sample_every": 2,
+    }
+    whole, compiled = tmp_path / "whole", tmp_path / "compiled"
+    train([atlas_path], whole, options(steps=4, **settings), model)
+    train([atlas_path], compiled, options(steps=2, compile=True, **settings), model)
+    train([atlas_path], compiled, options(steps=4, **settings), model, resume=True)
+    for kind in ("train", "held_out"):
+        losses = [[line["loss"] for line in lines(run, kind)] for run in (whole, compiled)]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_a_machine_that_cannot_compile_is_told_so(tmp_path, atlas_path, model, options, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    with pytest.raises(InputError, match=r"cannot be compiled on this machine .*; leave out --compile"):
+        train([atlas_path], tmp_path / "run", options(steps=1, compile=True), model)
 
 
 def test_tensorboard_shows_the_log(tmp_path, atlas_path, model, options):

@@ -6,6 +6,7 @@ The slices are the planes of one folder: ``teramind ingest merscope FOLDER --z-p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,12 +102,7 @@ def _transcript_blocks(
 def _write_mosaics(phantom: Phantom, index: int, folder: Path) -> None:
     """Write the images of a slice, one file a stain, filled tile by tile on disk."""
     _, height, width = phantom.shape
-    files = [
-        tifffile.memmap(
-            folder / f"mosaic_{stain}_z{index}.tif", shape=(height, width), dtype=np.uint16, photometric="minisblack"
-        )
-        for stain in phantom.stains
-    ]
+    files = [_mosaic(folder / f"mosaic_{stain}_z{index}.tif", height, width) for stain in phantom.stains]
     for y0 in range(0, height, TILE):
         for x0 in range(0, width, TILE):
             y1, x1 = min(y0 + TILE, height), min(x0 + TILE, width)
@@ -115,7 +111,15 @@ def _write_mosaics(phantom: Phantom, index: int, folder: Path) -> None:
                 low, high = RAW_RANGES[stain]
                 file[y0:y1, x0:x1] = np.rint(low + pixels * ((high - low) / 255))
     for file in files:
-        file.flush()
+        file.flush()  # type: ignore[attr-defined]
+
+
+def _mosaic(path: Path, height: int, width: int) -> npt.NDArray[np.uint16]:
+    """An empty mosaic, mapped; its place on the disk is taken, for where that is full a mapped write kills us."""
+    mapped = tifffile.memmap(path, shape=(height, width), dtype=np.uint16, photometric="minisblack")
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return mapped
 
 
 _SCHEMA = pa.schema(

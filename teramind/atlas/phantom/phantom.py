@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from teramind.atlas.layout import BIN_SIZE, ceil_div
+from teramind.atlas.layout import BIN_SIZE, STRIP_BINS, ceil_div
 from teramind.atlas.phantom.anatomy import Anatomy
 from teramind.atlas.phantom.cells import Cells, cells_in
 from teramind.atlas.phantom.draws import LARGEST_SEED
@@ -199,10 +199,11 @@ class Phantom:
         rows = np.arange(y0 // BIN_SIZE, y1 // BIN_SIZE)
         columns = np.arange(x0 // BIN_SIZE, x1 // BIN_SIZE)
         side = BIN_SIZE * self.pixel_size
+        x, y = (columns[None] + 0.5) * side, (rows[:, None] + 0.5) * side
         for z in range(max(z0, 0), min(z1, self.shape[0])):
-            labels[z - z0] = self._anatomy.region(
-                (columns[None] + 0.5) * side, (rows[:, None] + 0.5) * side, z * self.z_step
-            )
+            for start in range(0, len(rows), STRIP_BINS):  # fields of a whole slice would take many times its labels
+                part = slice(start, start + STRIP_BINS)
+                labels[z - z0, part] = self._anatomy.region(x, y[part], z * self.z_step)
         outside_y = (rows < 0) | (rows * BIN_SIZE >= self.shape[1])
         outside_x = (columns < 0) | (columns * BIN_SIZE >= self.shape[2])
         labels[:, outside_y] = 0

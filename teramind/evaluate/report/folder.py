@@ -11,6 +11,7 @@ from teramind.errors import InputError
 from teramind.evaluate.evaluation import Evaluation
 from teramind.evaluate.extras import required
 from teramind.evaluate.measure import Plan, Result
+from teramind.files import named_error
 
 HTML_NAME, JSON_NAME = "report.html", "report.json"
 KIND = "teramind evaluation"
@@ -36,14 +37,23 @@ class ReportFolder:
         self._folder = StagedFolder(path, overwrite=True, is_ours=is_report)
 
     def write(self, evaluation: Evaluation, plan: Plan, result: Result) -> None:
-        """Fill the folder and give it its name."""
+        """Fill the folder and give it its name.
+
+        Raises:
+            OSError: it cannot be written, for instance because the disk is full.
+        """
         from teramind.evaluate.report.page import render_page
 
         figures = {"kind": KIND, **evaluation.to_json()}
-        text = json.dumps(figures, indent=1, allow_nan=False, default=str)
-        (self._folder.partial / JSON_NAME).write_text(text + "\n", encoding="utf-8")
-        (self._folder.partial / HTML_NAME).write_text(render_page(evaluation, plan, result), encoding="utf-8")
+        self._write(JSON_NAME, json.dumps(figures, indent=1, allow_nan=False, default=str) + "\n")
+        self._write(HTML_NAME, render_page(evaluation, plan, result))
         self._folder.publish()
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            (self._folder.partial / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise named_error(error, self._folder.path / name) from error
 
     def close(self) -> None:
         """Remove what was not finished."""

@@ -106,6 +106,26 @@ def test_mosaics_are_16_bit_and_whole_steps_a_grey_level(tmp_path):
     np.testing.assert_array_equal((mosaic.astype(int) - 200) / 40, pixels)
 
 
+def test_mosaics_have_their_place_on_the_disk_before_they_are_filled(tmp_path, monkeypatch):
+    """A write into a mapped file beyond a full disk would kill the process without a word."""
+    drawn, taken = Phantom.image_window, []
+
+    def image_window(brain, *window):
+        for path in tmp_path.rglob("mosaic_*.tif"):
+            taken.append(path.stat().st_blocks * 512 >= path.stat().st_size)
+        return drawn(brain, *window)
+
+    monkeypatch.setattr(Phantom, "image_window", image_window)
+    write_merscope(small(slices=1), tmp_path / "region_0")
+    assert taken == [True, True]  # one a stain
+
+
+def test_a_full_disk_leaves_no_folder_and_is_said(tmp_path, small_files_only):
+    with small_files_only(100_000), pytest.raises(OSError, match=r"too large.*region_0"):
+        write_merscope(small(slices=1), tmp_path / "region_0")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_there_is_kept(tmp_path):
     (tmp_path / "region_0").mkdir()
     with pytest.raises(InputError, match="is there already"):

@@ -1,5 +1,7 @@
 """A phantom is a function of seed and position: no window, extent or order of asking changes it."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,16 @@ def test_tiles_leave_no_seam(scene):
     assert np.abs(difference).max() <= 1
     assert (difference != 0).mean() < 1e-3
     np.testing.assert_array_equal(np.sort(other.cells(1, *window)["id"]), np.sort(scene.cells["id"]))
+
+
+def test_a_map_of_regions_takes_little_more_than_its_labels():
+    """A whole slice is asked for at once; the fields behind it, many times as large, are made in strips."""
+    brain = Phantom(seed=7, size=(16_384, 8_192), slices=1)
+    tracemalloc.start()
+    labels = brain.region_window(0, 1, 0, 16_384, 0, 8_192)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * labels.nbytes  # 15 times as much at once
 
 
 @pytest.mark.usefixtures("small_tiles")
