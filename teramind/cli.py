@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("teramind.evaluate.command", "compare generated images with the true ones: figures, report"),
     "interact": Command("teramind.interaction.interact", "map which genes attend to each other, and where"),
     "perturb": Command("teramind.interaction.perturb", "change genes and see what changes in the tissue"),
+    "impute": Command("teramind.impute.command", "impute cells, types and expression for tissue never measured"),
     "export": Command("teramind.output.export", "write an image, or a part of it, as OME-Zarr 0.4 or OME-TIFF"),
 }
 

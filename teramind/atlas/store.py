@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import zarr
+from scipy.sparse import csr_array
 from zarr.errors import NodeNotFoundError  # a FileNotFoundError
 
 from teramind.atlas.blocks import BinCounts, decode_blocks
@@ -178,6 +179,33 @@ class Atlas:
             if len(first):
                 flat[place[first]] = np.add.reduceat(block_counts.count, first, dtype=np.uint32)
         return counts
+
+    def strip_counts(self, z: int, strip: int) -> csr_array:
+        """The counts of a strip of 64 rows of bins (fewer in the last), as ``AtlasWriter.append_counts`` takes them.
+
+        Args:
+            z: The slice.
+            strip: Its number, from 0.
+
+        Returns:
+            uint16 (rows * columns, genes), bins row-major, canonical.
+
+        Raises:
+            InputError: The slice has no such strip; or the store is damaged.
+        """
+        strips, _ = self.metadata.block_shape
+        if not (0 <= z < self.slices and 0 <= strip < strips):
+            raise InputError(f"slice {z} of {self.slices} has no strip {strip} of {strips}")
+        rows, columns = self.metadata.bin_shape
+        first, end = strip * STRIP_BINS, min((strip + 1) * STRIP_BINS, rows)
+        window = _BinWindow(z, z + 1, first * BIN_SIZE, end * BIN_SIZE, 0, columns * BIN_SIZE)
+        parts = list(self._blocks(window))
+        place = np.concatenate([np.empty(0, np.int64), *(place for place, _ in parts)])
+        gene = np.concatenate([np.empty(0, np.uint16), *(counts.gene for _, counts in parts)])
+        count = np.concatenate([np.empty(0, np.uint16), *(counts.count for _, counts in parts)])
+        matrix = csr_array((count, (place, gene)), shape=((end - first) * columns, len(self.genes)))
+        matrix.sum_duplicates()
+        return matrix
 
     def image_window(self, z0: int, z1: int, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.uint8]:
         """Pixels of all stains; outside the slices they are 0.

@@ -23,17 +23,20 @@ from torch import Tensor, nn
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells, Labels
-from teramind.impute.features import waves
+from teramind.impute.features import LARGEST, waves
 from teramind.impute.interpolation import BetweenSlices
 from teramind.impute.model_files import read_tensors, write_tensors
 from teramind.impute.planes import Positions
-from teramind.impute.sections import find_sections
+from teramind.impute.sections import Section, find_sections
 from teramind.impute.training import TrainingOptions, describe, train
 
 KIND = "types"
 HELD_OUT = 0.1  # of the labelled cells
 CELLS_AT_ONCE = 8192
 COLDEST, HOTTEST = 0.2, 5.0  # temperatures
+CURVE_STEP, CURVE_BITS = 0.005, 20  # mm and bits of a coordinate, of the curve along which draws are spread evenly
+GOLDEN = (5**0.5 - 1) / 2
+GAPS_A_WAVE = 3  # least period across the slices, in gaps between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +54,28 @@ class TypeConfig:
 
 
 class TypeNet(nn.Module):
-    """Logits of types at positions."""
+    """Logits of types at positions.
 
-    def __init__(self, config: TypeConfig, types: int) -> None:
+    Args:
+        config: shape of the network.
+        types: how many.
+        octaves: of the sines and cosines of each coordinate, at most ``config.octaves``.
+    """
+
+    def __init__(self, config: TypeConfig, types: int, octaves: tuple[int, int, int]) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(3 + 6 * config.octaves, config.width), nn.SiLU()]
         for _ in range(config.depth):
             layers += [nn.Linear(config.width, config.width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(config.width, types))
         self.octaves = config.octaves
+        seen = torch.arange(config.octaves) < torch.tensor(octaves)[:, None]  # 3, octaves
+        self.seen: Tensor
+        self.register_buffer("seen", seen.flatten().repeat(2), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """X (n, 3) in units of the scale -> logits (n, types)."""
-        return self.layers(torch.cat([x, waves(x, self.octaves)], dim=1))  # n, types
+        return self.layers(torch.cat([x, waves(x, self.octaves) * self.seen], dim=1))  # n, types
 
 
 class TypeModel:
@@ -73,6 +85,7 @@ class TypeModel:
         names: of the types, in the order of the logits.
         centre: (3,) middle of the training cells, mm.
         scale: mm that count as 1.
+        octaves: of the waves of each coordinate that the network sees.
         temperature: that logits are divided by.
         training: how it was trained; ``held_out_nll`` and, of the types' frequencies alone, ``frequency_nll``, in nats.
     """
@@ -84,11 +97,12 @@ class TypeModel:
         names: Sequence[str],
         centre: NDArray[np.float64],
         scale: float,
+        octaves: tuple[int, int, int],
         temperature: float = 1.0,
         training: Mapping[str, Any] | None = None,
     ) -> None:
         self.net, self.config, self.names = net, config, tuple(names)
-        self.centre, self.scale, self.temperature = centre, scale, temperature
+        self.centre, self.scale, self.octaves, self.temperature = centre, scale, octaves, temperature
         self.training = dict(training or {})
 
     @torch.no_grad()
@@ -110,15 +124,35 @@ class TypeModel:
         return logits.log_softmax(1)
 
     def sample(
-        self, positions: Positions, generator: torch.Generator, allowed: Collection[str] | None = None
+        self,
+        positions: Positions,
+        generator: torch.Generator,
+        allowed: Collection[str] | None = None,
+        temperature: float = 1.0,
     ) -> Labels:
-        """A type for each position (n, 3), drawn from the probabilities there (Gumbel-max, all cells at once)."""
+        """A type for each position (n, 3), drawn from the probabilities there by inverting their distribution.
+
+        Each draw alone is uniform; those of neighbours are spread evenly (``even_draws``), so that the types around any
+        place are mixed as the probabilities say, without the noise that independent draws would add.
+
+        Args:
+            positions: where.
+            generator: of the draws.
+            allowed: as for ``log_probabilities``.
+            temperature: below 1 makes what is likely likelier: rare types get rarer than they are.
+
+        Raises:
+            InputError: as ``log_probabilities``, or a temperature that is not positive.
+        """
+        if not 0 < temperature < np.inf:
+            raise InputError(f"the temperature of types is {temperature}; it has to be > 0")
+        uniform = torch.from_numpy(even_draws(positions, float(torch.rand((), generator=generator))))[:, None]
         drawn = []
-        for part in np.array_split(positions, max(1, -(-len(positions) // CELLS_AT_ONCE))):
-            log_probability = self.log_probabilities(part, allowed).cpu()
-            uniform = torch.rand(log_probability.shape, generator=generator).clamp_(min=1e-20)
-            drawn.append((log_probability - (-uniform.log()).log()).argmax(1).numpy())
-        return np.array(self.names)[np.concatenate(drawn)]
+        for rows in torch.arange(len(positions)).split(CELLS_AT_ONCE):
+            log_probability = self.log_probabilities(positions[rows], allowed).cpu().double()
+            steps = (log_probability / temperature).softmax(1).cumsum(1)
+            drawn.append((steps <= uniform[rows] * steps[:, -1:]).sum(1).numpy())
+        return np.array(self.names)[np.concatenate([np.zeros(0, np.int64), *drawn])]
 
     def nll(self, cells: Cells) -> float:
         """Mean negative log-likelihood, in nats, of the types of cells that have one."""
@@ -147,7 +181,7 @@ class TypeModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as a .safetensors file."""
-        frame = {"centre": self.centre.tolist(), "scale": self.scale}
+        frame = {"centre": self.centre.tolist(), "scale": self.scale, "octaves": self.octaves}
         header = {"config": asdict(self.config), "names": self.names, "frame": frame, "training": self.training}
         write_tensors(path, KIND, self.net.state_dict(), header | {"temperature": self.temperature})
 
@@ -156,10 +190,11 @@ class TypeModel:
         """Read what ``save`` wrote; an ``InputError`` for anything else."""
         tensors, header = read_tensors(path, KIND)
         config, names, frame = TypeConfig(**header["config"]), header["names"], header["frame"]
-        net = TypeNet(config, len(names))
+        octaves = (frame["octaves"][0], frame["octaves"][1], frame["octaves"][2])
+        net = TypeNet(config, len(names), octaves)
         net.load_state_dict(tensors)
-        centre = np.asarray(frame["centre"])
-        return cls(net.eval(), config, names, centre, frame["scale"], header["temperature"], header["training"])
+        centre, temperature = np.asarray(frame["centre"]), header["temperature"]
+        return cls(net.eval(), config, names, centre, frame["scale"], octaves, temperature, header["training"])
 
     def _units(self, positions: Positions) -> Tensor:
         return torch.from_numpy((positions - self.centre) / self.scale).float()
@@ -201,9 +236,9 @@ def train_types(
 
     def loss(generator: torch.Generator) -> Tensor:
         uniform = torch.rand(options.batch, 3, generator=generator, dtype=torch.float64).numpy()
-        rows, moved = between.draw(uniform)
-        rows, moved = rows[shown[rows]], moved[shown[rows]]
-        return F.cross_entropy(model.net(model._units(moved)), codes[rows])
+        rows = between.draw(uniform)[0]  # cells of slices far apart stand for more tissue
+        rows = rows[shown[rows]]
+        return F.cross_entropy(model.net(model._units(labelled.positions[rows])), codes[rows])
 
     losses = train(model.net, loss, options, state, resume=resume)
     model.temperature = 1.0
@@ -219,10 +254,43 @@ def train_types(
 def _new_model(cells: Cells, config: TypeConfig, seed: int) -> TypeModel:
     names = np.unique(cells.require_types("learning types")).tolist()
     low, high = cells.positions.min(axis=0), cells.positions.max(axis=0)
+    scale = float((high - low).max()) / 4
+    octaves = _octaves(find_sections(cells), scale, config.octaves)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = TypeNet(config, len(names))
-    return TypeModel(net, config, names, (low + high) / 2, float((high - low).max()) / 4)
+        net = TypeNet(config, len(names), octaves)
+    return TypeModel(net, config, names, (low + high) / 2, scale, octaves)
+
+
+def _octaves(sections: Sequence[Section], scale: float, most: int) -> tuple[int, int, int]:
+    """Octaves of the waves of each coordinate: across the slices, none whose period is below three of their gaps.
+
+    Between slices nothing tells a network what is there; seeing slow waves alone, it has to move borders smoothly from
+    one slice to the next. Where slices were cut across several axes, each shows what lies between the others.
+    """
+    octaves = [most] * 3
+    axes = {section.axis for section in sections}
+    if len(axes) == 1:
+        widest = float(np.diff([section.offset for section in sections]).max(initial=0.0)) / scale
+        waves_seen = np.log2(2 * LARGEST / (GAPS_A_WAVE * widest)) + 1 + 1e-6 if widest else 1
+        octaves[axes.pop()] = int(np.clip(waves_seen, 1, most))
+    return octaves[0], octaves[1], octaves[2]
+
+
+def even_draws(positions: Positions, start: float) -> NDArray[np.float64]:
+    """(n,) draws in 0 .. 1 for positions (n, 3) mm, each uniform over ``start``, those of neighbours evenly spread.
+
+    The positions are followed along a Z-order curve, which runs through one neighbourhood after the other, and each
+    gets the last draw plus the golden ratio, modulo 1: any run of such draws covers 0 .. 1 evenly.
+    """
+    place = ((positions - positions.min(axis=0, initial=0.0)) / CURVE_STEP).astype(np.int64)
+    code = np.zeros(len(positions), dtype=np.int64)
+    for bit in range(CURVE_BITS):
+        for axis in range(3):
+            code |= (place[:, axis] >> bit & 1) << (3 * bit + axis)
+    draws = np.empty(len(positions))
+    draws[np.argsort(code, kind="stable")] = (start + np.arange(len(positions)) * GOLDEN) % 1
+    return draws
 
 
 def _temperature(model: TypeModel, cells: Cells, codes: Tensor) -> float:

@@ -234,6 +234,7 @@ def train_expression(
         model = _new_model(cells, config or SIZES["small"], order or order_genes(cells.genes, ()), options.seed)
     else:
         model = copy.deepcopy(start)
+        model.vocabulary = model.vocabulary.tuned_to(cells)
     data = TokenisedCells(model.vocabulary, cells)
     steps = sampling_weights(cells[data.rows]).cumsum()
 

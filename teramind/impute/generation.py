@@ -26,6 +26,7 @@ from teramind.impute.tokens import MOST_TOKENS, Prompts
 from teramind.impute.vocabulary import END, restore
 
 Order = Literal["monotone", "stagnation"]
+OffPanel = Literal["drop", "mask"]
 COMPACT_EVERY = 16  # steps between removals of finished cells from the batch
 
 
@@ -42,6 +43,7 @@ class GenerationOptions:
     end_probability: float = 0.95  # at which a cell ends without a draw
     most_genes: int = 500  # of a cell
     order: Order = "monotone"  # each gene after the last; "stagnation": any new gene, as the reference draws
+    off_panel: OffPanel = "drop"  # genes not asked for: written and left out, or never drawn ("mask")
     most_descents: int = 5  # with "stagnation": a cell ends at the next gene that comes before the last
     batch: int = 512  # cells at once
     seed: int = 0
@@ -57,8 +59,9 @@ class GenerationOptions:
             raise InputError(f"temperature is {self.temperature}; it has to be > 0")
         if not 0 < self.end_probability <= 1:
             raise InputError(f"end_probability is {self.end_probability}; it has to be above 0 and at most 1")
-        if self.order not in get_args(Order):
-            raise InputError(f"order is {self.order!r}; it has to be one of {', '.join(get_args(Order))}")
+        for name, kind in (("order", Order), ("off_panel", OffPanel)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it has to be one of {', '.join(get_args(kind))}")
 
 
 class Decoder(Protocol):
@@ -160,8 +163,9 @@ def generate_expression(
         model: trained.
         cells: positions (n, 3), types, and metadata such as ``Vocabulary.describe`` gives.
         options: how.
-        genes: the panel: no other gene is written, and these are the columns of the result. All that the model knows
-            if None.
+        genes: the panel: the columns of the result; all that the model knows if None. A cell is still written with all
+            genes unless ``options.off_panel`` is "mask": a network that was trained with a gene takes its absence for
+            news about the cell, and a mask for the next of the panel's genes being due.
         cached: with False, read each row anew for every token: slow, for comparison.
 
     Returns:
@@ -175,9 +179,8 @@ def generate_expression(
     panel = tuple(vocabulary.genes if genes is None else genes)
     if unknown := sorted(set(panel) - set(vocabulary.genes)):
         raise InputError(f"the expression network does not know gene {unknown[0]!r} and {len(unknown) - 1} others")
-    allowed = torch.zeros(1 + len(vocabulary.genes), dtype=torch.bool)
-    allowed[END] = True
-    allowed[[1 + index for index, name in enumerate(vocabulary.genes) if name in set(panel)]] = True
+    drawn = set(panel if options.off_panel == "mask" else vocabulary.genes)
+    allowed = torch.tensor([True] + [name in drawn for name in vocabulary.genes])  # END, then genes
     prompts = Prompts(vocabulary, cells)
     parts = []
     for first in range(0, len(cells), options.batch):

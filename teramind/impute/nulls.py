@@ -1,7 +1,6 @@
 """What a prediction without knowledge scores: the lines that every table of soft scores has to carry.
 
-All three lie where the true cells lie, so they know more than any prediction does. A method that does not beat them on
-a score has shown nothing by it.
+They are given part of the truth, so that a method that does not beat them on a score has shown nothing by it.
 """
 
 from __future__ import annotations
@@ -9,40 +8,42 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from teramind.impute.cells import Cells
 
 
-def null_predictions(truth: Cells, seed: int = 0) -> dict[str, Cells]:
-    """Predictions that know where cells are and no more than what their names say.
+def null_predictions(truth: Cells, prediction: Cells, seed: int = 0) -> dict[str, Cells]:
+    """Predictions that know no more than what their names say.
 
     Args:
         truth: true cells with types and expression.
+        prediction: predicted cells with types and expression.
         seed: of the shuffling.
 
     Returns:
-        "shuffled rows": types and expression of a random other cell; "mean profile": the mean expression for every
-        cell, and shuffled types; "type means": the true types, each with its mean expression.
+        "shuffled rows": the predicted cells, their types and expression shuffled: what the layout alone scores.
+        "mean profile": all predicted cells with the mean expression of the truth, and types shuffled: what one profile
+        for the whole tissue scores. "type means": the true cells, each with the mean expression of its type: what
+        knowing every type and place scores.
     """
-    generator = np.random.default_rng(seed)
-    types = truth.require_types("a null baseline")
-    counts = truth.require_counts("a null baseline")
-    order = generator.permutation(len(truth))
-    shuffled = replace(truth[order], positions=truth.positions)
-    everything = np.zeros(len(truth), dtype=np.intp)
+    order = np.random.default_rng(seed).permutation(len(prediction))
+    shuffled = replace(prediction[order], positions=prediction.positions)
+    types, counts = truth.require_types("a null baseline"), truth.require_counts("a null baseline")
+    mean = csr_array(counts.mean(axis=0).reshape(1, -1))
+    everyone = csr_array(np.ones((len(order), 1)))
     names, codes = np.unique(types, return_inverse=True)
     return {
         "shuffled rows": shuffled,
-        "mean profile": replace(shuffled, counts=_group_means(counts, everything, 1)),
+        "mean profile": replace(shuffled, counts=csr_array(everyone @ mean), genes=truth.genes),
         "type means": replace(truth, counts=_group_means(counts, codes, len(names))),
     }
 
 
-def _group_means(counts: csr_array, group: np.ndarray, groups: int) -> csr_array:
+def _group_means(counts: csr_array, group: NDArray[np.intp], groups: int) -> csr_array:
     """Each cell's row replaced by the mean of its group's rows."""
-    cells = np.arange(len(group))
-    member = csr_array((np.ones(len(group)), (cells, group)), shape=(len(group), groups))
+    member = csr_array((np.ones(len(group)), group, np.arange(len(group) + 1)), shape=(len(group), groups))
     sizes = np.bincount(group, minlength=groups)
-    means = (member.T @ counts).multiply(1 / np.maximum(sizes, 1)[:, None])
-    return csr_array(member @ csr_array(means))
+    means = csr_array((member.T @ counts).multiply(1 / sizes[:, None]))
+    return csr_array(member @ means)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 STEEP = 0.7  # |cosine| between a plane's normal and the slices' axis above which slices are neighbours of the plane
 REACH = 0.05  # mm: cells this close to a plane across the slices, after they were spread between them, guide it
 COPIES = 4  # of each cell, spread
+CELLS_IN_KERNEL = 40  # of the sparsest of the densities that guide: less is noise, more blurs layers
 GUIDE_GRID = 4  # nodes along one bandwidth, of the grid on which the gradient is computed once
 FALLBACK_BANDWIDTH = 0.02  # mm: of draws around measured cells where the model gives none
 MOST_DRAWS = 300  # for each cell wanted: a hole of 0.3 mm is 1/140 of a mouse brain's coronal plane
@@ -45,14 +46,14 @@ class PlacementOptions:
     thickness: float = 0.01  # mm, of the slab to fill
     steps: int = 35  # of the diffusion
     guidance: float = 1.0  # how much of the way from the model's density to the neighbours' the cells go; 0 for none
-    bandwidth: float = 0.1  # mm, of those densities
+    bandwidth: float | None = None  # mm, of those densities; None: such that the kernel holds some 40 cells
     longest_move: float = 0.05  # mm, in one step
     spacing: float = 0.0  # mm: leave out cells closer than this to another; 0.005 to 0.008 is what nuclei allow
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("thickness", "bandwidth", "longest_move"):
-            if not 0 < getattr(self, name) < np.inf:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < np.inf:
                 raise InputError(f"{name} is {getattr(self, name)} mm; it has to be > 0")
         for name in ("guidance", "spacing"):
             if not 0 <= getattr(self, name) < np.inf:
@@ -121,7 +122,8 @@ def place_cells(
     neighbours = find_neighbours(measured, density, plane, region)
     shifts = neighbours if region is not None else []
     placement = _sample(model, plane, target, shifts, wanted, options, None)
-    if options.guidance and neighbours and len(placement.positions):
+    covers = neighbours and all(target.contains(neighbour.points).any() for neighbour in neighbours)
+    if options.guidance and covers and len(placement.positions):
         guide = _guide(neighbours, plane.flatten(placement.positions), target, options)
         placement = _sample(model, plane, target, shifts, wanted, options, guide)
     missing = wanted - len(placement.positions)
@@ -216,14 +218,17 @@ def _guide(neighbours: list[Neighbour], unguided: Positions, target: Region, opt
     right.) With noise of variance v in a position, guidance by the score moves it by v times the gradient. The gradient
     is computed once, on a grid around the target, and held constant beyond it.
     """
-    pixel = options.bandwidth / GUIDE_GRID
-    low, high = (corner + way * 3 * options.bandwidth for corner, way in zip(target.bounds, (-1, 1), strict=True))
+    beside = [neighbour.points[target.contains(neighbour.points)] for neighbour in neighbours]
+    fewest = min(map(len, (unguided, *beside)))
+    bandwidth = options.bandwidth or float(np.sqrt(CELLS_IN_KERNEL * target.area / (2 * np.pi * fewest)))
+    pixel = bandwidth / GUIDE_GRID
+    low, high = (corner + way * 3 * bandwidth for corner, way in zip(target.bounds, (-1, 1), strict=True))
     axes = [np.arange(start, stop + pixel, pixel) for start, stop in zip(low, high, strict=True)]
     nodes = torch.from_numpy(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2))
-    gradient = -log_density_gradient(nodes, torch.from_numpy(unguided), options.bandwidth)
-    for neighbour in neighbours:
-        points = torch.from_numpy(neighbour.points)
-        gradient += neighbour.weight * log_density_gradient(nodes, points, options.bandwidth)
+    gradient = -log_density_gradient(nodes, torch.from_numpy(unguided), bandwidth)
+    # The samples end where the target ends; what the neighbours have beyond it would draw cells across the border.
+    for neighbour, points in zip(neighbours, beside, strict=True):
+        gradient += neighbour.weight * log_density_gradient(nodes, torch.from_numpy(points), bandwidth)
     field = gradient.numpy().reshape(len(axes[0]), len(axes[1]), 2)
 
     def guide(positions: NDArray[np.float64], variance: float) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from teramind.errors import InputError
+from teramind.impute.planes import parse_numbers
 
 Points = NDArray[np.float64]
 
@@ -143,3 +144,34 @@ def _distance_to_side(points: Points, start: Points, end: Points) -> Points:
     length = float(along @ along)
     part = np.clip((points - start) @ along / length, 0, 1) if length else np.zeros(len(points))
     return np.linalg.norm(points - start - part[:, None] * along, axis=1)
+
+
+def parse_region(text: str) -> Region:
+    """A region from ``disc:x,y,radius``, ``polygon:x,y,x,y,...`` or ``mask:FILE.npz``.
+
+    Numbers are mm in the plane's coordinates. A mask's file holds the arrays ``inside`` (bool, 2-D), ``origin`` (2)
+    and ``pixel``.
+
+    Raises:
+        InputError: the text does not read so, the file cannot be read, or the region is empty.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "mask":
+        return _read_mask(rest)
+    numbers = parse_numbers(rest) if kind in ("disc", "polygon") else []
+    if kind == "disc" and len(numbers) == 3:
+        return Disc((numbers[0], numbers[1]), numbers[2])
+    if kind == "polygon" and len(numbers) >= 6 and len(numbers) % 2 == 0:
+        return Polygon(list(zip(numbers[::2], numbers[1::2], strict=True)))
+    raise InputError(f"hole {text!r} does not read as disc:x,y,radius, polygon:x,y,x,y,x,y,... or mask:FILE.npz")
+
+
+def _read_mask(path: str) -> Mask:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            inside, origin, pixel = (arrays[name] for name in ("inside", "origin", "pixel"))
+            return Mask(inside.astype(bool), (float(origin[0]), float(origin[1])), float(pixel))
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{path} is no mask ({error}); it has to hold the arrays inside, origin and pixel") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Vocabulary:
         value_edges: (bins + 1,) ascending, from 0; bin b >= 1 holds transformed values in (edge[b-1], edge[b]].
         coordinate_edges: (3, 100) ascending, of ML, DV, AP in mm.
         ancestors: for each type the labels of ``ANCESTORS`` that most of its cells have.
-        usual: for each of the columns its most frequent value.
+        usual: for each of the columns its most frequent value, "" for none.
     """
 
     genes: tuple[str, ...]
@@ -70,13 +70,9 @@ class Vocabulary:
         if len(values) > VALUE_BINS:
             counted = transform(cells.require_counts("the expression network").data)
             values = np.unique(np.quantile(counted[counted > 0], np.arange(1, VALUE_BINS + 1) / VALUE_BINS))
-        columns = {"type": types} | dict(cells.metadata)
-        labels, usual = {}, {}
-        for name in COLUMNS:
-            known = Counter(text for text in columns.get(name, np.zeros(0, str)).tolist() if text)
-            if known:
-                labels[name] = tuple(sorted(known))
-                usual[name] = min(known, key=lambda text: (-known[text], text))
+        columns = _columns(cells)
+        labels = {name: tuple(sorted(set(columns[name].tolist()) - {""})) for name in COLUMNS if name in columns}
+        labels = {name: known for name, known in labels.items() if known}
         low, high = cells.positions.min(axis=0), cells.positions.max(axis=0)
         return cls(
             tuple(genes),
@@ -84,8 +80,14 @@ class Vocabulary:
             np.concatenate([[0.0], values]),
             np.linspace(low, high, COORDINATE_EDGES, axis=1),
             {name: _ancestors(cells, types == name) for name in labels.get("type", ())},
-            usual,
+            {name: _most_frequent(columns[name]) for name in labels},
         )
+
+    def tuned_to(self, cells: Cells) -> Vocabulary:
+        """The same tokens; what is usual is what these cells have, nothing where that is a label without a token."""
+        columns = _columns(cells)
+        found = {name: _most_frequent(columns.get(name, np.zeros(0, str))) for name in self.labels}
+        return replace(self, usual={name: text if text in self.labels[name] else "" for name, text in found.items()})
 
     @property
     def size(self) -> int:
@@ -194,6 +196,17 @@ def transform(counts: NDArray[Any]) -> NDArray[np.float64]:
 def restore(values: NDArray[Any]) -> NDArray[np.float64]:
     """The inverse of ``transform``."""
     return np.expm1(values.astype(np.float64))
+
+
+def _columns(cells: Cells) -> dict[str, Labels]:
+    """All labels of cells, by column."""
+    return {"type": cells.require_types("the expression network")} | dict(cells.metadata)
+
+
+def _most_frequent(labels: Labels) -> str:
+    """The label that most of these cells have, of several the first; "" if none has one."""
+    counted = Counter(text for text in labels.tolist() if text)
+    return min(counted, key=lambda text: (-counted[text], text), default="")
 
 
 def _ancestors(cells: Cells, rows: NDArray[np.bool_]) -> dict[str, str]:

@@ -91,10 +91,13 @@ def test_streams_belong_to_cells():
 
 def test_only_the_panel_is_written(expression_model, asked, brain):
     panel = brain.genes[3:15:2]
-    written = generate_expression(expression_model, asked, genes=panel)
-    assert written.genes == panel
-    assert written.counts.nnz > 0
     everything = generate_expression(expression_model, asked)
+    for rule in ("drop", "mask"):
+        written = generate_expression(expression_model, asked, GenerationOptions(off_panel=rule), genes=panel)
+        assert written.genes == panel
+        assert written.counts.nnz > 0
+        same = (written.counts != everything.with_genes(panel).counts).nnz == 0
+        assert same == (rule == "drop")  # asking for fewer genes says nothing about a cell
     assert set(everything.genes) == set(brain.genes)
     assert (np.diff(everything.counts.indptr) > 0).mean() > 0.9
     with pytest.raises(InputError, match="'unheard'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 from scipy.special import pdtrik
 
 from teramind.atlas.phantom.anatomy import Anatomy
@@ -40,20 +41,41 @@ def cell_transcripts(
     Returns:
         x and y, um, and the index of the gene, (n,) each, by cell.
     """
+    owner, draws, first, gene = _drawn(cells, seed)
+    radius = LOOKS["soma"][cells.type[owner]]
+    spread = radius * np.where(draws.uniform(first) < PROCESS_SHARE, PROCESS_SCATTER, SCATTER)
+    z = cells.z[owner] + SCATTER * radius * draws.normal(first + 1)
+    found = (z >= z0) & (z < z1) & ~_dropped_out(seed, cells.id[owner], gene)
+    x = (cells.x[owner] + spread * draws.normal(first + 3))[found]
+    y = (cells.y[owner] + spread * draws.normal(first + 4))[found]
+    return x, y, gene[found]
+
+
+def cell_counts(cells: Cells, seed: int) -> csr_array:
+    """Transcripts of whole cells, wherever in the cell they lie.
+
+    Args:
+        cells: which.
+        seed: of the phantom.
+
+    Returns:
+        (n, genes) float64.
+    """
+    owner, _, _, gene = _drawn(cells, seed)
+    found = ~_dropped_out(seed, cells.id[owner], gene)
+    ones = np.ones(int(found.sum()))
+    return csr_array((ones, (owner[found], gene[found])), shape=(len(cells), len(GENES)))
+
+
+def _drawn(cells: Cells, seed: int) -> tuple[npt.NDArray[np.intp], Draws, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The transcripts of cells before any drops out: row of the cell, random numbers, first free number, gene."""
     per_cell = Draws(seed, Purpose.TRANSCRIPTS, cells.id)
     number = _poisson(LOOKS["transcripts"][cells.type] * cells.size, per_cell.uniform(0))
     owner = np.repeat(np.arange(len(cells)), number)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
     draws = Draws(seed, Purpose.TRANSCRIPTS, cells.id[owner])
     first = 8 + 8 * place
-    radius = LOOKS["soma"][cells.type[owner]]
-    spread = radius * np.where(draws.uniform(first) < PROCESS_SHARE, PROCESS_SCATTER, SCATTER)
-    z = cells.z[owner] + SCATTER * radius * draws.normal(first + 1)
-    gene = _genes_of(cells.type[owner], draws.uniform(first + 2))
-    found = (z >= z0) & (z < z1) & ~_dropped_out(seed, cells.id[owner], gene)
-    x = (cells.x[owner] + spread * draws.normal(first + 3))[found]
-    y = (cells.y[owner] + spread * draws.normal(first + 4))[found]
-    return x, y, gene[found]
+    return owner, draws, first, _genes_of(cells.type[owner], draws.uniform(first + 2))
 
 
 def background_transcripts(

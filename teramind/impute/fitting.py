@@ -1,0 +1,140 @@
+"""Training all three networks of a tissue into one folder, from nothing or from another tissue's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from teramind.engine.lock import OutputLock
+from teramind.errors import InputError
+from teramind.impute.cells import Cells
+from teramind.impute.celltype import TypeConfig, train_types
+from teramind.impute.expression import SIZES, ExpressionConfig, train_expression
+from teramind.impute.gene_order import GeneOrder
+from teramind.impute.location import LocationConfig, train_locations
+from teramind.impute.models import STAGES, Models, model_path, state_path
+from teramind.impute.sections import find_sections
+from teramind.impute.training import TrainingOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Shapes of the networks and how long they train.
+
+    Attributes:
+        shapes: of the networks for locations, types and expression.
+        options: how they train.
+    """
+
+    shapes: tuple[LocationConfig, TypeConfig, ExpressionConfig]
+    options: tuple[TrainingOptions, TrainingOptions, TrainingOptions]
+
+
+PRESETS = {
+    "tiny": Preset(
+        (LocationConfig(width=64, octaves=4), TypeConfig(width=48, depth=1, octaves=4), ExpressionConfig(width=32)),
+        (
+            TrainingOptions(steps=300, batch=512, learning_rate=4e-3),
+            TrainingOptions(steps=250, batch=512, learning_rate=5e-3),
+            TrainingOptions(steps=300, batch=64, learning_rate=8e-3),
+        ),
+    ),
+    "small": Preset(
+        (LocationConfig(width=256, depth=3), TypeConfig(width=128), SIZES["small"]),
+        (
+            TrainingOptions(steps=1500, batch=2048, learning_rate=2e-3),
+            TrainingOptions(steps=1500, batch=1024, learning_rate=3e-3),
+            TrainingOptions(steps=1500, batch=128, learning_rate=3e-3),
+        ),
+    ),
+    "medium": Preset(
+        (LocationConfig(octaves=8), TypeConfig(width=1024, octaves=8), SIZES["medium"]),
+        (
+            TrainingOptions(steps=50_000, batch=8192, learning_rate=1e-3),
+            TrainingOptions(steps=20_000, batch=4096, learning_rate=1e-3),
+            TrainingOptions(steps=100_000, batch=128, learning_rate=2e-4, weight_decay=0.01),
+        ),
+    ),
+}
+"""tiny is for trying out (a minute), small for small panels on a CPU, medium the paper's sizes, for a GPU."""
+
+
+def train_models(
+    cells: Cells,
+    folder: str | Path,
+    *,
+    size: str = "small",
+    order: GeneOrder | None = None,
+    start: Models | None = None,
+    steps: tuple[int | None, int | None, int | None] = (None, None, None),
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Models:
+    """Train the three networks and write them to a folder, each as soon as it is done.
+
+    Args:
+        cells: measured cells with sections, types and expression.
+        folder: to write.
+        size: one of ``PRESETS``: shapes of the networks and how long to train them.
+        order: of the genes; by name if None.
+        start: models to go on from (fine-tuning); ``size`` then only says how to train.
+        steps: of the three trainings, in place of the preset's.
+        seed: of all draws.
+        resume: go on where a killed training stopped.
+        overwrite: replace models that are there.
+
+    Raises:
+        InputError: the folder holds models already, no such size, or cells that cannot be learned from.
+    """
+    folder = Path(folder)
+    if size not in PRESETS:
+        raise InputError(f"there is no size {size!r}; choose from {', '.join(PRESETS)}")
+    preset = PRESETS[size]
+    options = [
+        replace(chosen, seed=seed, steps=chosen.steps if number is None else number)
+        for chosen, number in zip(preset.options, steps, strict=True)
+    ]
+    shapes = preset.shapes if start is None else (None, None, None)
+    begin = (None, None, None) if start is None else (start.locations, start.types, start.expression)
+    if start is not None and order is not None:
+        raise InputError("models to start from have their own gene order; give none beside them")
+    _check_cells(cells, start)
+    paths = [model_path(folder, stage) for stage in STAGES]
+    states = [state_path(folder, stage) for stage in STAGES]
+    with OutputLock(folder):
+        if not resume:
+            _make_room(folder, [*paths, *states], overwrite)
+        log.info("training %s", STAGES[0])
+        locations = train_locations(cells, options[0], config=shapes[0], start=begin[0], state=states[0], resume=resume)
+        locations.save(paths[0])
+        log.info("training %s", STAGES[1])
+        types = train_types(cells, options[1], config=shapes[1], start=begin[1], state=states[1], resume=resume)
+        types.save(paths[1])
+        log.info("training %s", STAGES[2])
+        expression = train_expression(
+            cells, options[2], config=shapes[2], order=order, start=begin[2], state=states[2], resume=resume
+        )
+        expression.save(paths[2])
+    return Models(locations, types, expression)
+
+
+def _check_cells(cells: Cells, start: Models | None) -> None:
+    """What the last of the trainings would find, after the others have been written."""
+    types = cells.require_types("learning types")
+    cells.require_counts("learning expression")
+    find_sections(cells)
+    if start is not None:
+        start.types.encode(types[types != ""])
+
+
+def _make_room(folder: Path, paths: list[Path], overwrite: bool) -> None:
+    """Remove models and states that are there, or refuse to."""
+    present = [path for path in paths if path.exists()]
+    if present and not overwrite:
+        raise InputError(f"{folder} holds models already; go on with --resume, or replace them with --overwrite")
+    for path in present:
+        path.unlink()
