@@ -1,6 +1,6 @@
 """How well the network knows a phantom brain it never saw: several samples, shuffled genes, baselines and the ceiling.
 
-    python bench/phantom_table.py FOLDER [--checkpoint FILE] [--seeds 8] [--size 768]
+    python bench/phantom_table.py FOLDER [--checkpoint FILE] [--seeds 8] [--size 640]
 
 The baselines learn from a phantom of the training; the brain that is told is of a seed that was in no training and no
 test. FOLDER gets the images and ``report/report.html``; a run that was stopped goes on where it was.
@@ -16,7 +16,7 @@ from train_phantom import TRAINING_SEEDS
 from teramind.atlas.phantom import Phantom
 from teramind.atlas.phantom.build import build_phantom
 from teramind.atlas.store import Atlas
-from teramind.demo import CHECKPOINT, SEED
+from teramind.demo import CHECKPOINT, SEED, STEPS
 from teramind.evaluate import evaluate, shuffle_genes
 from teramind.evaluate.command import as_text
 from teramind.generate import generate
@@ -57,8 +57,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--size", type=int, default=768)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--steps", type=int, default=STEPS)
     return parser.parse_args()
 
 

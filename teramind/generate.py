@@ -134,6 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of all that: make a phantom brain, generate it with the network that comes along, and compare",
     )
     add_run_options(parser)
+    parser.set_defaults(steps=None)  # the demonstration has a default of its own
     option("resume", "go on with an unfinished output", action="store_true")
     option("overwrite", "replace an output that is there", action="store_true")
     option("snapshot_minutes", "time between snapshots", type=float)
@@ -186,6 +187,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, what in (("atlas", "ATLAS"), ("output", "OUTPUT"), ("checkpoint", "--checkpoint FILE")):
         if given[name] is None:
             raise InputError(f"{what} is missing: give ATLAS OUTPUT --checkpoint FILE, or --demo FOLDER")
+    if given["steps"] is None:
+        del given["steps"]
     sys.stdout.write(generate(**given).summary() + "\n")
     return 0
 
