@@ -1,10 +1,13 @@
 """Crops a second: what training takes of a small network, and what loading them takes.
 
-    OMP_NUM_THREADS=1 python bench/train.py
+    OMP_NUM_THREADS=1 python bench/train.py [--shipped]
 
 One thread, in seconds of its CPU time, best of several: other load on the machine counts little. The network has 8
 channels (x1, x2, x4, x4), one residual block, 60 genes, one slice; a step is 8 crops, backward pass, clipping and AdamW
 included. A crop is its region of 2 x 2 encoder patches.
+
+With --shipped, instead: a step of the network that comes with the package, as bench/train_phantom.py trains it, in
+float32, in bfloat16, and compiled; compiling takes minutes before.
 """
 
 import argparse
@@ -16,8 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from train_phantom import MODEL, TRAINING
 
 from teramind import Atlas, ModelConfig, TeraMind
+from teramind.atlas.phantom import Phantom
 from teramind.atlas.writer import AtlasWriter
 from teramind.engine.panel import match_genes
 from teramind.train.crops import Crops, Stream, areas_of
@@ -34,8 +39,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--patch-sizes", type=int, nargs="+", default=(32, 64))
+    parser.add_argument("--shipped", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.shipped:
+        measure_shipped(arguments.repeats)
+        return
     print(f"{'P':>4} {'what':<34} {'crops/s':>9} {'of the step':>12}")
     with tempfile.TemporaryDirectory() as folder:
         atlas = write_atlas(Path(folder) / "atlas.zarr")
@@ -62,17 +71,49 @@ def measure(atlas: Atlas, config: ModelConfig, repeats: int) -> None:
         print_row(config, f"loading, {name}", best(lambda: load(next(numbers)), 4 * repeats), step_seconds["boundary"])  # noqa: B023
 
 
-def stepper(config: ModelConfig, paths: str, make: Callable[[int], tuple[np.ndarray, ...]]) -> Callable[[], None]:
+def measure_shipped(repeats: int) -> None:
+    """Forms of a step of the shipped network."""
+    batch, side = TRAINING["batch"], TRAINING["region"] * MODEL["patch_size"]
+    config = ModelConfig(genes=len(Phantom().genes), stains=len(STAINS), **MODEL)
+    generator = np.random.default_rng(0)
+    crops = (
+        generator.integers(0, 256, (batch, config.stains, config.slices, side, side), np.uint8),
+        np.ones((batch, 1, 1, side, side), np.bool_),
+        generator.poisson(0.3, (batch, config.genes, config.gene_slices, side // 16, side // 16)).astype(np.uint16),
+        np.linspace(0, 999, batch, dtype=np.int64),
+        generator.standard_normal((batch, config.stains, config.slices, side, side), np.float32),
+    )
+    first = None
+    for name, dtype, compiled in (
+        ("float32", None, False),
+        ("bfloat16", torch.bfloat16, False),
+        ("bfloat16, compiled", torch.bfloat16, True),
+    ):
+        seconds = best(stepper(config, "boundary", lambda _: crops, dtype, compiled), repeats)
+        first = first or seconds
+        print(f"{name:<20} {batch / seconds:6.2f} crops/s  x{first / seconds:.2f}", flush=True)
+
+
+def stepper(
+    config: ModelConfig,
+    paths: str,
+    make: Callable[[int], tuple[np.ndarray, ...]],
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Callable[[], None]:
     """One step of the optimiser on one batch."""
     torch.manual_seed(0)
     net = TeraMind(config).train()
     start_fast(net)
+    if compiled:
+        net.compile(dynamic=False)
     objective = Objective(net, loss_weights("velocity"), paths)
     optimizer = make_optimizer("adamw", net.parameters(), 1e-3, (0.9, 0.99), 0.0)
     batch = [torch.from_numpy(values) for values in make(0)]
 
     def step() -> None:
-        loss, _ = objective(*batch)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            loss, _ = objective(*batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
