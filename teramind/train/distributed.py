@@ -47,12 +47,6 @@ class Processes:
         """Backward passes within do not exchange gradients: others follow before the step."""
         return objective.no_sync() if isinstance(objective, DistributedDataParallel) else nullcontext()
 
-    def spread(self, net: nn.Module) -> None:
-        """Give all processes the first one's weights."""
-        if self.count > 1:
-            for parameter in net.parameters():
-                dist.broadcast(parameter.data, 0)
-
     def largest(self, *values: float) -> list[float]:
         """Of each value, the largest of all processes."""
         if self.count == 1:

@@ -176,7 +176,7 @@ class Loop:
         return loss.detach()
 
     def _centre(self) -> None:
-        """Move means into centre taps; see ``centre_taps``. The crops are the same each time."""
+        """Move means into centre taps; see ``centre_taps``. The crops are the same in every process and each time."""
         crops = stack([self.crops.example(number, number, CENTRED_ON) for number in range(CENTRED_ON)])
 
         device = self.processes.device
@@ -190,12 +190,10 @@ class Loop:
                     self.objective.errors(net, *(torch.from_numpy(values[part]).to(device) for values in crops))
             net.train(training)
 
-        averaged = [self.learner.average.net] if self.learner.average else []
         with torch.compiler.set_stance("force_eager"):
-            for net in (self.learner.net, *averaged):
-                if self.processes.first:
-                    centre_taps(net, predict)
-                self.processes.spread(net)
+            centre_taps(self.learner.net, predict)
+            if self.learner.average:
+                centre_taps(self.learner.average.net, predict)
 
     # ---- between steps -------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from teramind.train.options import Options
 from teramind.train.run import train
 
 STEPS = 3
-SETTINGS = {"batch": 8, "steps": 1, "clip": 1e9, "seed": 3, "average": 0.5, "centre_every": 1}
+SETTINGS = {"batch": 8, "steps": 1, "clip": 1e9, "seed": 3, "average": 0.5}
 
 
 def start(atlas, run, model, *more):
