@@ -134,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of all that: make a phantom brain, generate it with the network that comes along, and compare",
     )
     add_run_options(parser)
-    parser.set_defaults(steps=None)  # the demonstration has a default of its own
+    parser.set_defaults(steps=_NotGiven(parser.get_default("steps")))  # the demonstration has a default of its own
     option("resume", "go on with an unfinished output", action="store_true")
     option("overwrite", "replace an output that is there", action="store_true")
     option("snapshot_minutes", "time between snapshots", type=float)
@@ -167,6 +167,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     option("workers", "tiles worked on at once on a CPU", type=int)
 
 
+class _NotGiven(int):
+    """The default of a number, to be told from the same number when it is given."""
+
+
 def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """Adds an option with the default that it has in ``generate``."""
     default = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
@@ -187,8 +191,6 @@ def run(arguments: argparse.Namespace) -> int:
     for name, what in (("atlas", "ATLAS"), ("output", "OUTPUT"), ("checkpoint", "--checkpoint FILE")):
         if given[name] is None:
             raise InputError(f"{what} is missing: give ATLAS OUTPUT --checkpoint FILE, or --demo FOLDER")
-    if given["steps"] is None:
-        del given["steps"]
     sys.stdout.write(generate(**given).summary() + "\n")
     return 0
 
@@ -199,7 +201,10 @@ def _demonstrate(folder: str, given: dict[str, Any]) -> int:
 
     if given["atlas"] is not None:
         raise InputError(f"--demo makes its own atlas, but {given['atlas']} was given: leave out one of the two")
-    own = {name: given[name] for name in ("checkpoint", "steps", "device", "progress") if given[name] is not None}
+    if isinstance(given["steps"], _NotGiven):
+        del given["steps"]
+    own = {name: given.get(name) for name in ("checkpoint", "steps", "device", "progress")}
+    own = {name: value for name, value in own.items() if value is not None}
     sys.stdout.write(demonstrate(folder, **own).summary() + "\n")
     return 0
 

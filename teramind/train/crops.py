@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from teramind.diffusion.schedule import TRAINING_STEPS
 from teramind.engine.frame import Window, windows
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
 from teramind.model.config import BIN_SIZE, ModelConfig
+from teramind.train.timesteps import Quantile, uniform
 
 CONTEXTS = ("crop", "atlas")
 BEYOND = {"crop": 0.0, "atlas": -1.0}
@@ -106,6 +106,7 @@ class Crops:
         stream: which random numbers under that seed.
         region: encoder patches on a side.
         context: "crop" or "atlas", what is seen beyond a crop.
+        timesteps: how often which timestep is drawn.
 
     Raises:
         InputError: where no area can hold a crop, or the region does not fit into one.
@@ -119,9 +120,10 @@ class Crops:
         stream: Stream,
         region: int = 2,
         context: str = "crop",
+        timesteps: Quantile = uniform,
     ) -> None:
         self.areas, self.config, self.seed, self.stream, self.region = list(areas), config, seed, stream, region
-        self.context = context
+        self.context, self.timesteps = context, timesteps
         self.patches = crop_patches(config) if context == "crop" else region - 1
         self.side = self.patches * config.patch_size
         if not 2 <= region <= self.patches + 1:
@@ -158,12 +160,12 @@ class Crops:
         return crop, random
 
     def example(self, number: int, stratum: int, strata: int) -> Example:
-        """Crop ``number``, with a timestep from one of ``strata`` equal parts of 0..999."""
+        """Crop ``number``, with a timestep from one of ``strata`` equally likely parts of 0..999."""
         crop, random = self.draw(number)
-        t = int((stratum + random.random()) / strata * TRAINING_STEPS)
+        t = self.timesteps((stratum + random.random()) / strata)
         image, inside, genes = self.read(crop)
         noise = random.standard_normal(image.shape, np.float32)
-        return Example(image, inside, genes, np.array(min(t, TRAINING_STEPS - 1)), noise)
+        return Example(image, inside, genes, np.array(t), noise)
 
     def read(self, crop: Crop) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.uint16]]:
         """Image, inside and genes of a crop's region, as in ``Example``; zero beyond the context."""

@@ -71,7 +71,7 @@ class Loader:
 def share(crops: Crops, batch: int, parts: int, first_part: int, own_parts: int) -> Callable[[int], Example]:
     """The batches of a process: a step's ``batch`` crops are cut into ``parts``, and ``own_parts`` of them are its own.
 
-    Timesteps are stratified over the step: crop j of B has one from the j-th of B equal parts of 0..999.
+    Timesteps are stratified over the step: crop j of B has one from the j-th of B equally likely parts of 0..999.
     """
     size = batch // parts
 

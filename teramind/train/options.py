@@ -14,6 +14,7 @@ from teramind.errors import InputError
 from teramind.train.crops import CONTEXTS
 from teramind.train.objective import LOSSES, PATHS
 from teramind.train.optimizer import OPTIMIZERS, SCHEDULES
+from teramind.train.timesteps import TIMESTEPS
 
 DTYPES = ("float32", "bfloat16", "float16")
 GIVEN_BY_DATA = ("genes", "stains")  # fields of a model that the atlases decide
@@ -41,6 +42,9 @@ class Options:
     gamma: float = option(5.0, "largest signal-to-noise ratio that counts in full (min-snr)")
     cap: float = option(300.0, "largest weight (velocity)")
     deviation: float = option(1.0, "standard deviation of the images, scaled to -1..1 (velocity)")
+    timesteps: str = option("uniform", "how often which is seen; uniform is the reference's", choices=TIMESTEPS)
+    noise_mean: float = option(-1.2, "mean of the noise level's logarithm (log-normal)")
+    noise_spread: float = option(1.2, "standard deviation of the noise level's logarithm (log-normal)")
     paths: str = option("both", "boundary leaves out the decoder that inference does not use", choices=PATHS)
     border: float = option(1.0, "weight of the outermost pixels of patches, which are learned last", metavar="WEIGHT")
     centre_every: int = option(0, "steps between moves of means into centre taps, against seams; 0 for never")
@@ -84,7 +88,7 @@ class Options:
         for name in ("warmup", "centre_every", "sample_every", *(["steps"] if self.steps is not None else [])):
             integer_between(name, getattr(self, name), 0, LARGEST)
         integer_between("seed", self.seed, 0, 2**64 - 1)
-        for name in ("lr", "gamma", "cap", "deviation", "border", "clip"):
+        for name in ("lr", "gamma", "cap", "deviation", "noise_spread", "border", "clip"):
             self._require(getattr(self, name) > 0, name, "a positive number")
         for name in ("weight_decay", "snapshot_minutes"):
             self._require(getattr(self, name) >= 0, name, "0 or more")

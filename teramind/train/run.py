@@ -38,6 +38,7 @@ from teramind.train.optimizer import make_optimizer
 from teramind.train.options import GIVEN_BY_DATA, MAY_CHANGE, Options, check_names
 from teramind.train.state import NAME as STATE
 from teramind.train.state import Learner, Progress, load_state
+from teramind.train.timesteps import timestep_quantile
 from teramind.train.volumes import StoredVolume, check_alike, open_volumes, panel_of
 
 logger = logging.getLogger(__name__)
@@ -224,7 +225,8 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
             f"a batch of {options.batch} cannot be divided among {own.count} process(es) x {options.accumulate} "
             f"part(s); use a multiple of {parts}"
         )
-    crops = Crops(data.training, data.config, options.seed, Stream.TRAINING, options.region, options.context)
+    timesteps = timestep_quantile(options.timesteps, options.noise_mean, options.noise_spread)
+    crops = Crops(data.training, data.config, options.seed, Stream.TRAINING, options.region, options.context, timesteps)
     goes_on = resume and (output / STATE).exists()
     learner = make_learner(data, options, own.device, goes_on=goes_on)
     if options.compile:

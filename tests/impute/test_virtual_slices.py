@@ -193,11 +193,14 @@ def test_filled_cells_become_slices_by_the_command(tmp_path, brain_atlas, measur
     assert "exists" in capsys.readouterr().err
 
 
-def test_a_network_makes_an_image_of_virtual_slices(atlas, tmp_path):
-    """Checkpoint to voxels, with the network that comes along."""
+def test_a_network_makes_an_image_of_virtual_slices(tmp_path):
+    """Checkpoint to voxels, with the network that comes along, at the pixel size it knows."""
     from teramind.demo import CHECKPOINT
     from teramind.generate import generate
+    from teramind.model.checkpoint import read_header
 
+    phantom = Phantom(seed=3, size=SIDE, slices=2, pixel_size=read_header(CHECKPOINT)[1]["pixel_size"], z_step=100.0)
+    atlas = build_phantom(phantom, tmp_path / "measured.zarr")
     made = add_virtual_slices(atlas, tmp_path / "denser.zarr", [slab(atlas, slices=4, thickness=0.04)])
     generate(made.atlas, CHECKPOINT, tmp_path / "image.ome.zarr", roi="0:64,0:64", steps=2, border="constant",
              snapshot_minutes=0, progress=False)  # fmt: skip
