@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train_phantom import PIXEL_SIZE, TRAINING, TRAINING_SEEDS, atlas
+from train_phantom import PIXEL_SIZE, TRAINING, TRAINING_SEEDS, atlas, dtype
 
 from teramind.atlas.phantom import Phantom
 from teramind.atlas.phantom.build import build_phantom
@@ -87,7 +87,8 @@ def trained(arguments: argparse.Namespace, name: str, **changed: Any) -> Trial:
     atlases = [atlas(arguments.folder, seed, size=1024, slices=8) for seed in TRAINING_SEEDS]
     training = TRAINING | {
         "region": CROP // model["patch_size"] + 1,
-        "compile": False,  # minutes for each shape
+        "init": "fast",
+        "dtype": dtype(arguments.device),
         "sample_every": 0,
         "log_every": 100,
     }

@@ -1,6 +1,6 @@
 """Everything that is measured on a GPU, in under 8 minutes: ``python bench/gpu.py``. Prints one table last.
 
-1. The ten heaviest folded convolutions of a 1024-px tile, as cuDNN runs them: what is reachable.
+1. The folded convolutions of a 1024-px tile, as cuDNN runs them: what is reachable.
 2. Parity. The network in float32 against arrays computed with the authors' code, then every kernel against its
    reference in float64 on fresh random inputs, with poisoned outputs. A speed-up over something whose parity is red, or
    not known, is refused, and the exit code is 1.
@@ -10,8 +10,9 @@
 
 A section is a process of its own with a limit of time: one that fails or hangs says so, and the others go on.
 ``python bench/gpu.py SECTION ...`` runs only those; ``--dry`` first goes through them on a CPU, at sizes that show no
-more than that they run. Where the environment variable OUT names a folder, table and rows
-are written there after each section. Works from a checkout, installed or not; torch and Triton are all it needs.
+more than that they run. Where the environment variable OUT names a folder, ``table.txt`` and ``rows.jsonl`` are
+written there after each section; GIT_COMMIT names the commit of a copy without its history. Works from a checkout,
+installed or not; torch and Triton are all it needs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from gpu_setting import DRY_RUN, prepare_process  # noqa: E402
 
 SECONDS = 465
 # Seconds that a section may take; what the ones before it leave over goes to the last ones.
-LIMITS = {"ceilings": 40, "convolutions": 60, "parity": 120, "step": 140, "kernels": 80, "profile": 40}
+LIMITS = {"ceilings": 40, "convolutions": 60, "parity": 150, "step": 150, "kernels": 80, "profile": 40}
 UNITS_A_BRAIN = 118_404 * 25 * 15  # 256-px tiles x windows x steps
 # The targets: of copy bandwidth, of torch's speed, of the plain baseline's, of the measured matrix rate.
 COPY_SHARE, ATTENTION_RATIO, STEP_RATIO, PEAK_SHARE = 0.8, 2.0, 6, 0.45
@@ -64,9 +65,9 @@ class Results(NamedTuple):
 def run_section(name: str, file: Path) -> None:
     """In a process of its own: write what a section finds, a line each, as soon as it is found."""
     prepare_process()
-    with file.open("w", encoding="utf-8") as lines:
+    with file.open("a", encoding="utf-8") as lines:
         for found in SECTIONS[name]():
-            lines.write(json.dumps([type(found).__name__, *found]) + "\n")
+            lines.write(json.dumps([name, type(found).__name__, *found]) + "\n")
             lines.flush()
 
 
@@ -88,15 +89,13 @@ def start_section(name: str, file: Path, seconds: float) -> bool:
     return code == 0
 
 
-def read_found(folder: Path) -> Results:
+def read_found(file: Path) -> Results:
     """What all sections have found so far."""
     results = Results({}, {}, {})
     kinds = {kind.__name__: kind for kind in (Ceiling, Parity, Row)}
-    for name in SECTIONS:
-        file = folder / f"{name}.jsonl"
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-            kind, *values = json.loads(line)
-            collect(results, name, kinds[kind](*values))
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        section, kind, *values = json.loads(line)
+        collect(results, section, kinds[kind](*values))
     return results
 
 
@@ -154,7 +153,7 @@ def _line(row: Row, results: Results, ratios: Sequence[str]) -> str:
 def _conclusions(results: Results) -> list[str]:
     """The targets, and what a brain would take."""
     lines = []
-    if (rows := results.rows.get("convolutions", [])) and rows[-1].name.startswith("these together"):
+    if (rows := results.rows.get("convolutions", [])) and rows[-1].name.startswith("all "):
         verdict = "reachable" if rows[-1].milliseconds <= REACHABLE_MS else "out of reach with these convolutions"
         lines.append(f"convolutions of a unit: {rows[-1].milliseconds:.2f} ms, at most {REACHABLE_MS}: {verdict}")
     trusted = [row for row in results.rows.get("kernels", []) if results.parity.get(row.operation) == ""]
@@ -165,8 +164,12 @@ def _conclusions(results: Results) -> list[str]:
         lines.append(
             _share_that_reaches("attention kernels", "of torch's speed", attention, ATTENTION_RATIO, "x{:.1f}")
         )
-    steps = [row for row in results.rows.get("step", []) if row.operation == "network" and row.dtype != "float32"]
-    if steps and results.parity.get("network") == "":
+    steps = [
+        row
+        for row in results.rows.get("step", [])
+        if row.dtype != "float32" and row.operation and results.parity.get(row.operation) == ""
+    ]
+    if steps:
         best = min(steps, key=lambda row: row.milliseconds)
         hours = UNITS_A_BRAIN * best.milliseconds / 3.6e6
         scaled = f"{hours * H200_OVER_A100 / 8:.0f} h on 8 A100s"
@@ -197,6 +200,7 @@ def describe() -> str:
     with contextlib.suppress(OSError):  # git may be missing
         command = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    commit = commit or os.environ.get("GIT_COMMIT", "")  # of a copy without its history
     dry = os.environ.get(DRY_RUN)
     device = "a dry run, whose figures mean nothing" if dry else torch.cuda.get_device_name()
     return (
@@ -223,16 +227,16 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(os.environ.get("OUT") or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in SECTIONS:
-            (folder / f"{name}.jsonl").unlink(missing_ok=True)  # of an earlier run
+        rows = folder / "rows.jsonl"
+        rows.unlink(missing_ok=True)  # of an earlier run
         for name in arguments or SECTIONS:
             left = SECONDS - (time.perf_counter() - begin)
             if left > 10:
-                failed |= not start_section(name, folder / f"{name}.jsonl", min(left, LIMITS.get(name, left)))
-                (folder / "table.txt").write_text(f"{describe()}\n{table(read_found(folder))}\n", encoding="utf-8")
+                failed |= not start_section(name, rows, min(left, LIMITS.get(name, left)))
+                (folder / "table.txt").write_text(f"{describe()}\n{table(read_found(rows))}\n", encoding="utf-8")
             else:
                 print(f"[{name}: no time is left]", flush=True)
-        results = read_found(folder)
+        results = read_found(rows)
     print(f"\n{describe()}\n{table(results)}")
     rates = [
         f"{name} {rate / 1e12:.2f} T{'B' if name == 'copy' else 'FLOP'}/s" for name, rate in results.ceilings.items()

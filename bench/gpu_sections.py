@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import groupby, product
 from typing import Any, NamedTuple
 from unittest import mock
@@ -23,7 +24,7 @@ from gpu_setting import (
     milliseconds,
     once,
     peak_gigabytes,
-    prepare_process,
+    prepare_worker,
     searching,
     synchronize,
 )
@@ -37,6 +38,7 @@ from parity_data import Fixture, relative_error
 from teramind.diffusion.sampling import sample
 from teramind.model.config import BIN_SIZE, ModelConfig
 from teramind.model.network import TeraMind
+from teramind.model.policy import POLICIES
 
 DEVICE, UNIT = SETTING.device, SETTING.unit
 HALF = ("bfloat16", "float16")
@@ -54,7 +56,7 @@ class Ceiling(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """Whether an operation, or "network", gives what it should."""
+    """Whether an operation, or the network in a type ("network float32"), gives what it should."""
 
     operation: str
     wrong: str  # what is wrong with it; nothing where all is well
@@ -106,7 +108,7 @@ def parity() -> Iterator[Found]:
 def in_processes(tasks: Sequence[Callable[[], Any]]) -> Iterator[Any]:
     """What the tasks give, in their order, each run in one of several processes."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context, prepare_process) as pool:
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context, prepare_worker) as pool:
         yield from pool.map(operator.call, tasks)
 
 
@@ -116,7 +118,12 @@ def parity_of_network(name: str, dtype: torch.dtype) -> Parity:
         wrong = errors_of_network(name, dtype)
     except Exception as error:
         wrong = [f"{name}, {dtype}: {described(error)}"]
-    return Parity("network", "; ".join(wrong))
+    return Parity(network_in(dtype), "; ".join(wrong))
+
+
+def network_in(dtype: torch.dtype) -> str:
+    """What the parity of the network in a type is called."""
+    return f"network {str(dtype).removeprefix('torch.')}"
 
 
 def errors_of_network(name: str, dtype: torch.dtype) -> list[str]:
@@ -211,42 +218,52 @@ class Convolutions(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.images: Counter[Shape] = Counter()
+        self.calls: Counter[Shape] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution.default:
             x, weight, doubles = args[0], args[1], args[6]
             if x.ndim == 4 and weight.shape[-1] > 1:
                 outputs = weight.shape[1 if doubles else 0]
-                self.images[Shape(x.shape[1], outputs, weight.shape[-1], *x.shape[2:], doubles)] += len(x)
+                shape = Shape(x.shape[1], outputs, weight.shape[-1], *x.shape[2:], doubles)
+                self.images[shape] += len(x)
+                self.calls[shape] += 1
         return func(*args, **(kwargs or {}))
 
 
 def convolutions(count: int = 10) -> Iterator[Found]:
-    """The folded convolutions with the most work in a step, as cuDNN runs them, and their sum a unit."""
+    """All folded convolutions of a step as cuDNN runs them, those with the most work one by one, and their sum a unit.
+
+    Beside each of these stand three of half the channels, as slices in pairs would take.
+    """
     net = meta_network(torch.bfloat16)
     with Convolutions() as found:
         net(*step_inputs(SETTING.tile, "meta"))
     work = {shape: shape.flops * images for shape, images in found.images.items()}
-    heaviest = sorted(work, key=work.__getitem__, reverse=True)[:count]
+    units = (SETTING.tile // UNIT) ** 2
     total = fastest = 0.0
-    for shape in heaviest:
-        taken = measure_convolution(shape, found.images[shape])
+    for number, shape in enumerate(sorted(work, key=work.__getitem__, reverse=True)):
+        images, calls = found.images[shape], found.calls[shape]
+        taken = measure_convolution(shape, images, calls)
         with searching():
-            fastest += min(taken, measure_convolution(shape, found.images[shape]))
-        total += taken
-        kind = "transposed conv" if shape.doubles else "conv"
-        name = f"{kind} {shape.kernel}x{shape.kernel}, {shape.inputs} -> {shape.outputs}, {shape.height} px"
-        yield Row(f"{name}, {found.images[shape]} patches", taken, "", flops=work[shape])
-    flops, units = sum(work[shape] for shape in heaviest), (SETTING.tile // UNIT) ** 2
-    share = f"{flops / sum(work.values()):.0%} of the convolutions' work"
-    yield Row(f"these together, a {UNIT}-px unit, cudnn.benchmark", fastest / units, "", flops=flops / units)
-    yield Row(f"these together, a {UNIT}-px unit", total / units, "", flops=flops / units, note=share)
+            searched = measure_convolution(shape, images, calls)
+        total, fastest = total + taken, fastest + min(taken, searched)
+        if number < count:
+            halves = shape._replace(inputs=shape.inputs // 2, outputs=shape.outputs // 2)
+            paired = 3 * measure_convolution(halves, images, calls)
+            kind = "transposed conv" if shape.doubles else "conv"
+            name = f"{kind} {shape.kernel}x{shape.kernel}, {shape.inputs} -> {shape.outputs}, {shape.height} px"
+            note = f"in pairs {paired:.3f} ms, cudnn.benchmark {searched:.3f} ms"
+            yield Row(f"{name}, {images} patches", taken, "", flops=work[shape], note=note)
+    flops, share = sum(work.values()) / units, sum(sorted(work.values())[-count:]) / sum(work.values())
+    yield Row(f"all {len(work)}, a {UNIT}-px unit, cudnn.benchmark", fastest / units, "", flops=flops)
+    yield Row(f"all {len(work)}, a {UNIT}-px unit", total / units, "", flops=flops, note=f"{share:.0%} in those above")
 
 
-def measure_convolution(shape: Shape, images: int) -> float:
-    """Milliseconds for so many images, as many at a time as a few GB hold."""
+def measure_convolution(shape: Shape, images: int, calls: int) -> float:
+    """Milliseconds for so many images in so many calls."""
     size = (shape.height, shape.width)
-    batch = min(images, 2**30 // (max(shape.inputs, shape.outputs) * math.prod(size)))
+    batch = -(-images // calls)
     channels = (shape.inputs, shape.outputs) if shape.doubles else (shape.outputs, shape.inputs)
     x, weight = (
         torch.randn(each, device=DEVICE).to(torch.bfloat16, memory_format=torch.channels_last)
@@ -273,6 +290,10 @@ def step() -> Iterator[Found]:
     with mock.patch.dict(os.environ, TERAMIND_KERNELS="reference"):
         references = measure_step(net, tile, "bfloat16", baseline, how="references")
     yield references
+    with mock.patch.dict(POLICIES, {DEVICE: replace(POLICIES[DEVICE], pairs_slices=True)}):
+        yield measure_step(net, tile, "bfloat16", baseline, how="slices in pairs")
+    with searching():
+        yield measure_step(net, tile, "bfloat16", baseline, how="CUDA graph, cudnn.benchmark")
     for other, dtype in product(SETTING.other_tiles, HALF):
         yield measure_step(net, other, dtype, baseline)
     yield measure_step(net, min((tile, *SETTING.other_tiles)), "float32", baseline)
@@ -297,13 +318,14 @@ def measure_step(net: TeraMind, tile: int, dtype: str, baseline: float, how: str
         return net(*inputs)
 
     finite = bool(work().isfinite().all())
-    run = captured(work) if how == "CUDA graph" else work
+    run = captured(work) if how.startswith("CUDA graph") else work
     units = (tile // UNIT) ** 2
     taken = milliseconds(run, 700) / units
     note = f"{peak_gigabytes():.1f} GB" + ("" if finite else ", NOT FINITE")
     name = f"step of a {UNIT}-px unit, tile {tile}, {dtype}, {how}"
     ratios = {"baseline": baseline / taken}
-    return Row(name, taken, "network", flops_of_step(tile), dtype=dtype, ratios=ratios, note=note)
+    operation = network_in(getattr(torch, dtype))
+    return Row(name, taken, operation, flops_of_step(tile), dtype=dtype, ratios=ratios, note=note)
 
 
 @functools.cache

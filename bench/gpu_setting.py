@@ -106,6 +106,12 @@ def prepare_process() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
+def prepare_worker() -> None:
+    """``prepare_process`` for one of several processes that share the cores: each compiles in a single thread."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    prepare_process()
+
+
 def milliseconds(work: Callable[[], object], budget: float = 60) -> float:
     """Median time of a call on the device, caches flushed between calls."""
     if not ON_GPU:

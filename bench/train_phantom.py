@@ -16,6 +16,7 @@ import torch
 
 from teramind.atlas.phantom import Phantom
 from teramind.atlas.phantom.build import build_phantom
+from teramind.model.policy import computes_in
 from teramind.train.options import Options
 from teramind.train.run import train
 
@@ -65,7 +66,7 @@ def main() -> None:
         minutes=arguments.minutes,
         lr=arguments.lr,
         init=arguments.start or "fast",
-        dtype="bfloat16" if multiplies_bfloat16(arguments.device) else "float32",
+        dtype=dtype(arguments.device),
         compile=not arguments.eager,
         held_out=str(atlas(arguments.folder, HELD_OUT_SEED, size=1024, slices=4)),
         device=arguments.device,
@@ -75,10 +76,10 @@ def main() -> None:
     print(train(atlases, run, options, MODEL, resume=run.exists()).summary())
 
 
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is fast there; a CPU without instructions for it takes six times as long as in float32."""
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    return on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def dtype(device: str) -> str:
+    """Of the training: bfloat16 where the device computes in it."""
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    return "bfloat16" if computes_in(torch.bfloat16, place) else "float32"
 
 
 def atlas(folder: Path, seed: int, *, size: int, slices: int) -> Path:

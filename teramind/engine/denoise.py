@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from teramind.errors import ComputationError, InputError
 from teramind.kernels.ddim import Quantise
 from teramind.model.config import BIN_SIZE
 from teramind.model.network import TeraMind
+from teramind.model.policy import warn_if_slow
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,9 @@ class NetworkDenoiser:
         if state_dtype not in ("float16", "float32"):
             raise InputError(f"state_dtype is {state_dtype!r}; it has to be float16 or float32")
         self.device = torch.device(device)
-        self.net = net.to(self.device, resolve_dtype(dtype, self.device)).eval()
+        computed_in = resolve_dtype(dtype, self.device)
+        warn_if_slow(computed_in, self.device)
+        self.net = net.to(self.device, computed_in).eval()
         self.net.give_up_weights()
         self.schedule = DDIMSchedule(steps)
         self.steps = steps
@@ -192,23 +196,40 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-class _Precision(NamedTuple):
-    matmul: bool
-    convolution: bool
+class _FullFloat32:
+    """Which threads want TF32 off: the setting is the process's, and the workers of several GPUs share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = (False, False)
+
+    def enter(self) -> None:
+        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+        with self._lock:
+            if not self._users:
+                self._before = matmul.allow_tf32, convolution.allow_tf32
+                matmul.allow_tf32 = convolution.allow_tf32 = False
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
 
 
-class full_float32:  # noqa: N801 - a context manager, used like a function
-    """Keep TF32 out of float32 on CUDA, and leave the process's setting as it was."""
+_full_float32 = _FullFloat32()
 
-    def __init__(self, device: torch.device) -> None:
-        self.active = device.type == "cuda"
 
-    def __enter__(self) -> None:
-        if self.active:
-            self.before = _Precision(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-    def __exit__(self, *exception: object) -> None:
-        if self.active:
-            torch.backends.cuda.matmul.allow_tf32 = self.before.matmul
-            torch.backends.cudnn.allow_tf32 = self.before.convolution
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Keep TF32 out of float32 on CUDA, and leave the process's setting as it was once no thread needs it off."""
+    if device.type != "cuda":
+        yield
+        return
+    _full_float32.enter()
+    try:
+        yield
+    finally:
+        _full_float32.leave()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +41,21 @@ POLICIES = {
 def policy_for(device: torch.device) -> Policy:
     """The choices for a device; for one of a kind that is not in the table, those for a GPU."""
     return POLICIES.get(device.type, POLICIES["cuda"])
+
+
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device has instructions for a type; one that has none takes several times as long as in float32."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return True
+    supported = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }.get(dtype, "")
+    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, supported, bool)())
+
+
+def warn_if_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Say that another type would be faster on a device."""
+    if not computes_in(dtype, device):
+        name = str(dtype).removeprefix("torch.")
+        logger.warning("this CPU has no instructions for %s: float32 is several times as fast here", name)

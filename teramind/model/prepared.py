@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from teramind.model.derived import keeps_weights
+from teramind.model.policy import computes_in
 
 STRIDE = DILATION = (1, 1)
 
@@ -31,10 +32,7 @@ def _types() -> frozenset[torch.dtype]:
         return frozenset()
     if not all(hasattr(operators, name) for name in ("_convolution_pointwise", "_convolution_transpose_pointwise")):
         return frozenset()
-    types = {torch.float32}
-    if operators._is_mkldnn_bf16_supported():
-        types.add(torch.bfloat16)
-    return frozenset(types)
+    return frozenset(each for each in (torch.float32, torch.bfloat16) if computes_in(each, torch.device("cpu")))
 
 
 def prepare(weight: Tensor, image: Tensor) -> Tensor:

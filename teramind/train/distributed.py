@@ -79,6 +79,7 @@ def processes(device: str) -> Iterator[Processes]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(chosen, rank, count)
+        dist.barrier()  # one that leaves while another still reads from it would keep that one waiting
     finally:
         dist.destroy_process_group()
 

@@ -24,6 +24,7 @@ from teramind.files import appears_whole, remove_leftovers
 from teramind.model.checkpoint import load_checkpoint
 from teramind.model.config import ModelConfig
 from teramind.model.network import TeraMind
+from teramind.model.policy import warn_if_slow
 from teramind.train.average import Average
 from teramind.train.crops import BEYOND, Area, Crops, Stream, areas_of
 from teramind.train.distributed import Processes, processes
@@ -239,6 +240,7 @@ def _loop(output: Path, data: Data, options: Options, own: Processes, *, resume:
         if data.held_out:
             tested = Crops(data.held_out, data.config, options.seed, Stream.HELD_OUT, options.region, options.context)
             held_out = HeldOut(tested, options.held_out_crops, options.batch // parts, objective)
+        warn_if_slow(getattr(torch, options.dtype), own.device)
         logger.info("%s weights; %s", f"{sum(map(torch.numel, learner.net.parameters())):,}", data.describe())
         pictures = Pictures(data.picture, data.atlases[0].stains, data.atlases[0].pixel_size, output / SAMPLES)
         _prepare(output, data, options, resume=resume)
