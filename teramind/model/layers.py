@@ -80,7 +80,7 @@ class Conv(Kernel):
         if self._is_paired(x):
             return self._convolve_pairs(x, onto)
         out = convolve_folded(x, self) if x.shape[3] <= FOLDED_SLICES else convolve_slices(x, self)
-        return out if onto is None else onto + out  # (N, H, W, Z, O)
+        return out if onto is None else added(out, onto)  # (N, H, W, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
         """Whether an input like ``x`` is best laid out plane by plane."""
@@ -173,7 +173,7 @@ class UpConv(Conv):
         if self._is_paired(x):
             return self._convolve_pairs(x, onto)
         out = double_folded(x, self) if x.shape[3] <= FOLDED_SLICES else double_slices(x, self)
-        return out if onto is None else onto + out  # (N, 2h, 2w, Z, O)
+        return out if onto is None else added(out, onto)  # (N, 2h, 2w, Z, O)
 
     def reads_planes(self, x: Tensor) -> bool:
         return x.shape[3] > 1 and self._is_paired(x)
@@ -191,6 +191,11 @@ class UpConv(Conv):
             to_even[n:] += prepared.convolve_doubling(odd[:-n], weights.from_below, None)
             to_odd[:-n] += prepared.convolve_doubling(even[n:], weights.from_above, None)
         return join_pairs(to_even, to_odd, len(x), onto)  # (N, 2h, 2w, Z, O)
+
+
+def added(out: Tensor, onto: Tensor) -> Tensor:
+    """The sum of a fresh tensor and another, in the memory of the first where no gradient needs it."""
+    return out + onto if torch.is_grad_enabled() else out.add_(onto)
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:
