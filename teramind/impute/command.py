@@ -17,7 +17,7 @@ from teramind.errors import InputError
 from teramind.files import appears_whole
 from teramind.impute import baseline
 from teramind.impute.cells import Cells, join_cells
-from teramind.impute.data import read_cells, write_cells
+from teramind.impute.data import read_slices, write_cells
 from teramind.impute.differential import differential_expression, write_tables
 from teramind.impute.evaluation import DEFAULT_RADII, compare
 from teramind.impute.filling import SECTION_THICKNESS, Panel, express, fill
@@ -293,9 +293,7 @@ def _read(
     paths: Sequence[str], arguments: argparse.Namespace, *, sections: bool = True, raw_counts: bool = True
 ) -> Cells:
     column = arguments.sections if sections else None
-    return join_cells(
-        [read_cells(path, types=arguments.types, sections=column, raw_counts=raw_counts) for path in paths]
-    )
+    return read_slices(paths, types=arguments.types, sections=column, raw_counts=raw_counts)
 
 
 def _read_names(path: str) -> list[str]:

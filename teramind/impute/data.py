@@ -13,7 +13,7 @@ from scipy.sparse import csr_array, csr_matrix, issparse
 
 from teramind.errors import InputError
 from teramind.files import appears_whole
-from teramind.impute.cells import Cells, Labels
+from teramind.impute.cells import Cells, Labels, join_cells
 from teramind.impute.sections import check_alignment, find_sections
 
 if TYPE_CHECKING:
@@ -70,6 +70,40 @@ def read_cells(
             check_alignment(cells, find_sections(cells))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    return cells
+
+
+def read_slices(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    types: str | None = "cluster",
+    sections: str | None = "brain_section_label",
+    raw_counts: bool = True,
+) -> Cells:
+    """Read cells of several files as one tissue.
+
+    Args:
+        paths: of .h5ad files, each with one slice or more.
+        types: as for ``read_cells``.
+        sections: as for ``read_cells``; with it, the slices of all files are checked against each other as well.
+        raw_counts: as for ``read_cells``.
+
+    Raises:
+        InputError: as ``read_cells``, two files name a section alike, or their slices do not lie over each other.
+    """
+    parts = [read_cells(path, types=types, sections=sections, raw_counts=raw_counts) for path in paths]
+    home: dict[str, str | os.PathLike[str]] = {}
+    for path, part in zip(paths, parts, strict=True):
+        for name in [] if part.sections is None else np.unique(part.sections).tolist():
+            if name in home:
+                raise InputError(
+                    f"section {name!r} is in {home[name]} and in {path}, and would be taken for one slice;"
+                    f" give each its own name in obs[{sections!r}], or leave out one of the files"
+                )
+            home[name] = path
+    cells = join_cells(parts)
+    if sections is not None and len(parts) > 1:
+        check_alignment(cells, find_sections(cells))
     return cells
 
 

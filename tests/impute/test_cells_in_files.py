@@ -7,7 +7,7 @@ import pytest
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
-from teramind.impute.data import read_cells, write_cells
+from teramind.impute.data import read_cells, read_slices, write_cells
 from teramind.impute.sections import find_sections
 
 anndata = pytest.importorskip("anndata")
@@ -149,6 +149,42 @@ def test_one_sentence_on_what_is_wrong(tmp_path, spoil, words):
         read_cells(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def in_files(data, tmp_path):
+    """Each section in a file of its own."""
+    paths = []
+    for name, rows in data.obs.groupby("brain_section_label", observed=True).groups.items():
+        paths.append(tmp_path / f"{name}.h5ad")
+        data[rows].copy().write_h5ad(paths[-1])
+    return paths
+
+
+def test_slices_in_separate_files_are_those_of_one(tmp_path):
+    data = example()
+    cells, whole = read_slices(in_files(data, tmp_path)), read_cells(saved(data, tmp_path))
+    np.testing.assert_array_equal(cells.positions, whole.positions)
+    np.testing.assert_array_equal(cells.sections, whole.sections)
+    np.testing.assert_array_equal(cells.counts.toarray(), whole.counts.toarray())
+
+
+def test_slices_in_separate_files_are_checked_against_each_other(tmp_path):
+    data = example()
+    shifted_slice(data)
+    with pytest.raises(InputError, match=r"'s0' and 's1' .*overlap"):
+        read_slices(in_files(data, tmp_path))
+
+
+def test_two_files_with_one_section_name_are_refused(tmp_path):
+    data = example()
+    first, second, _ = in_files(data, tmp_path)
+    other = anndata.read_h5ad(second)
+    other.obs["brain_section_label"] = "s0"
+    other.write_h5ad(second)
+    with pytest.raises(InputError, match=r"'s0' is in .*s0\.h5ad and in .*s1\.h5ad"):
+        read_slices([first, second])
+    with pytest.raises(InputError, match="'s0' is in"):
+        read_slices([first, first])
 
 
 def test_files_that_are_none(tmp_path):

@@ -180,6 +180,25 @@ def of_another_type(cells):
     return replace(cells, types=np.where(np.arange(len(cells)) == 5, "unheard", cells.types))
 
 
+@pytest.mark.parametrize("task", ["train", "fill"])
+@pytest.mark.parametrize(("shift", "name", "said"), [(5.0, "moved", "hardly overlap"), (0.0, "coronal02", "is in")])
+def test_files_that_do_not_fit_together(folder, trained, slices, tmp_path, task, shift, name, said, capsys):
+    other, section = tmp_path / "other.h5ad", np.full(len(slices[3]), name)
+    write_cells(other, replace(slices[3], positions=slices[3].positions + np.array([shift, 0, 0]), sections=section))
+    before = sorted(path.name for path in folder.iterdir())
+    data = [str(folder / "front.h5ad"), str(other)]
+    never = str(tmp_path / "never.h5ad")
+    words = [*data, "--models", never, *QUICK]
+    if task == "fill":
+        words = [str(trained), *data, "--output", never, "--plane", "coronal:4"]
+    assert main(["impute", task, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["other.h5ad"]
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("spoil", "words", "said"),
     [
