@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from teramind.errors import InputError
 from teramind.impute.cells import Cells
 from teramind.impute.celltype import TypeConfig, train_types
 from teramind.impute.expression import SIZES, ExpressionConfig, train_expression
-from teramind.impute.gene_order import GeneOrder
+from teramind.impute.gene_order import GeneOrder, order_genes
+from teramind.impute.given import check_given, digests, write_given
 from teramind.impute.location import LocationConfig, train_locations
-from teramind.impute.models import STAGES, Models, model_path, state_path
+from teramind.impute.models import STAGES, Models, given_path, model_path, state_path
 from teramind.impute.sections import find_sections
 from teramind.impute.training import TrainingOptions
 
@@ -84,11 +86,12 @@ def train_models(
         start: models to go on from (fine-tuning); ``size`` then only says how to train.
         steps: of the three trainings, in place of the preset's.
         seed: of all draws.
-        resume: go on where a killed training stopped.
+        resume: go on where a killed training of the same cells and options stopped, to the same models.
         overwrite: replace models that are there.
 
     Raises:
-        InputError: the folder holds models already, no such size, or cells that cannot be learned from.
+        InputError: the folder holds models already, no such size, cells that cannot be learned from, or a training to
+            go on with that was given something else.
     """
     folder = Path(folder)
     if size not in PRESETS:
@@ -103,11 +106,17 @@ def train_models(
     if start is not None and order is not None:
         raise InputError("models to start from have their own gene order; give none beside them")
     _check_cells(cells, start)
+    if start is None and order is None:
+        order = order_genes(cells.genes, ())
+    given = digests(cells, options, shapes, order, start)
     paths = [model_path(folder, stage) for stage in STAGES]
     states = [state_path(folder, stage) for stage in STAGES]
     with OutputLock(folder):
-        if not resume:
-            _make_room(folder, [*paths, *states], overwrite)
+        if resume:
+            _check_resumable(folder, given)
+        else:
+            _make_room(folder, [given_path(folder), *paths, *states], overwrite)
+        write_given(given_path(folder), given)
         log.info("training %s", STAGES[0])
         locations = train_locations(cells, options[0], config=shapes[0], start=begin[0], state=states[0], resume=resume)
         locations.save(paths[0])
@@ -129,6 +138,21 @@ def _check_cells(cells: Cells, start: Models | None) -> None:
     find_sections(cells)
     if start is not None:
         start.types.encode(types[types != ""])
+
+
+def _check_resumable(folder: Path, given: Mapping[str, str]) -> None:
+    """Refuse to go on with a training that was given something else, or whose state is gone."""
+    states = [state_path(folder, stage).exists() for stage in STAGES]
+    for stage, state in zip(STAGES, states, strict=True):
+        if model_path(folder, stage).exists() and not state:
+            raise InputError(
+                f"{model_path(folder, stage)} is finished, and the state of its training is gone, so there is nothing"
+                " to go on with; choose another folder, or replace the models with --overwrite"
+            )
+    if given_path(folder).exists():
+        check_given(given_path(folder), given, folder)
+    elif any(states):
+        raise InputError(f"{folder} does not say which cells its training was given; train anew with --overwrite")
 
 
 def _make_room(folder: Path, paths: list[Path], overwrite: bool) -> None:

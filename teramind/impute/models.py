@@ -56,3 +56,8 @@ def model_path(folder: Path, stage: str) -> Path:
 def state_path(folder: Path, stage: str) -> Path:
     """The file of one network's training state."""
     return folder / "training" / f"{stage}.safetensors"
+
+
+def given_path(folder: Path) -> Path:
+    """The file that says what the training was given."""
+    return folder / "training" / "given.json"

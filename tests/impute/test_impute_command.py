@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from teramind.impute.regions import Disc
 pytest.importorskip("anndata")
 
 QUICK = ["--size", "tiny", "--steps-locations", "120", "--steps-types", "120", "--steps-expression", "120"]
+
+THREE_STEPS = ["--size", "tiny", "--steps-locations", "3", "--steps-types", "3", "--steps-expression", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,66 @@ def test_a_killed_training_goes_on_to_the_same_models(folder, trained):
     assert main(["impute", "train", *words, "--resume"]) == 0
     for name in ("locations", "types", "expression"):
         assert (again / f"{name}.safetensors").read_bytes() == (trained / f"{name}.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A folder of models after three steps each."""
+    assert main(["impute", "train", *measured_files(folder), "--models", str(folder / "finished"), *THREE_STEPS]) == 0
+    return folder / "finished"
+
+
+def files_of(models):
+    return {path.relative_to(models): path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+
+def of_another_tissue(folder):
+    write_cells(folder / "one.h5ad", read_cells(folder / "front.h5ad"))
+    return [str(folder / "one.h5ad")], []
+
+
+def with_another_order(folder):
+    (folder / "edges.tsv").write_text("source\ttarget\ngene005\tgene001\n")
+    return measured_files(folder), ["--grn", str(folder / "edges.tsv")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (of_another_tissue, "other positions, sections, types, expression, labels;"),
+        (with_another_order, "other order of genes;"),
+        (lambda folder: (measured_files(folder), ["--start", str(folder / "models")]), "models to start from"),
+        (lambda folder: (measured_files(folder), ["--seed", "1"]), "other seed;"),
+        (lambda folder: (measured_files(folder), ["--steps-types", "4"]), "steps or options for types;"),
+        (lambda folder: (measured_files(folder), ["--size", "small"]), "size"),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_a_training_goes_on_with_the_same_alone(folder, finished, change, said, capsys):
+    before = files_of(finished)
+    data, words = change(folder)
+    assert main(["impute", "train", *data, "--models", str(finished), *THREE_STEPS, *words, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert files_of(finished) == before
+
+
+def test_finished_models_are_not_replaced_by_resuming(folder, finished, tmp_path, capsys):
+    words = ["impute", "train", *measured_files(folder), *THREE_STEPS, "--resume", "--models"]
+    before = files_of(finished)
+    assert main([*words, str(finished)]) == 0
+    assert files_of(finished) == before
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "training" / "given.json").unlink()
+    assert main([*words, str(copy)]) == 2
+    assert "does not say which cells" in capsys.readouterr().err
+    shutil.rmtree(copy / "training")
+    before = files_of(copy)
+    assert main([*words, str(copy)]) == 2
+    assert "nothing to go on with" in capsys.readouterr().err
+    assert files_of(copy) == before
 
 
 def test_fine_tuning_from_the_command(folder, trained, slices):
