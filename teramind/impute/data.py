@@ -119,9 +119,7 @@ def write_cells(path: str | os.PathLike[str], cells: Cells, **provenance: Any) -
     anndata = _import_anndata()
     import pandas
 
-    path = Path(path)
-    if path.suffix != ".h5ad":
-        raise InputError(f"cells are written as .h5ad; {path.name} would be mistaken for another format")
+    path = check_name(path)
     columns = dict(cells.metadata)
     if cells.types is not None:
         columns.setdefault("cluster", cells.types)
@@ -138,6 +136,15 @@ def write_cells(path: str | os.PathLike[str], cells: Cells, **provenance: Any) -
     )
     with appears_whole(path) as partial:
         data.write_h5ad(partial, compression="gzip")
+
+
+def check_name(path: str | os.PathLike[str]) -> Path:
+    """The path, if its name is that of a file of cells; an ``InputError`` otherwise."""
+    path = Path(path)
+    if path.suffix != ".h5ad":
+        raise InputError(f"cells are written as .h5ad; {path.name} would be mistaken for another format")
+    _import_anndata()
+    return path
 
 
 def _open(path: Path) -> AnnData:

@@ -104,6 +104,11 @@ def _digest_models(models: Models) -> str:
         for model in (models.locations, models.types, models.expression)
         for _, tensor in sorted(model.net.state_dict().items())
     ]
-    places = [models.locations.centre, [models.locations.scale], models.types.centre, [models.types.scale]]
+    places: list[Iterable[Any]] = [
+        models.locations.centre,
+        [models.locations.scale],
+        models.types.centre,
+        [models.types.scale],
+    ]
     vocabulary = json.dumps(models.expression.vocabulary.to_dict(), sort_keys=True)
     return _digest(*tensors, *places, models.types.names, [vocabulary])

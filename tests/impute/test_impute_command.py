@@ -223,16 +223,36 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
         (["--plane", "coronal:4", "--types", "kind"], "no column 'kind'"),
         (["--plane", "coronal:4", "--section-thickness", "0"], "thickness of a section"),
         ([], "either --plane"),
+        (["--plane", "coronal:4", "--output", "OUTPUT.csv"], "written as .h5ad"),
+        (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad/made.h5ad"], "no folder that can be written"),
+        (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad"], "exists"),
     ],
 )
 def test_one_sentence_and_nothing_half_written(folder, trained, words, said, capsys):
     output = folder / "never.h5ad"
+    words = [word.replace("FOLDER", str(folder)) for word in words]
     before = sorted(path.name for path in folder.iterdir())
     assert main(["impute", "fill", str(trained), *measured_files(folder), "--output", str(output), *words]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_failing_evaluation_leaves_no_scores(folder, held_out, tmp_path, capsys):
+    other = tmp_path / "other.h5ad"
+    write_cells(other, replace(held_out[0], types=np.array([f"other {name}" for name in held_out[0].types])))
+    scores, table = tmp_path / "scores.json", tmp_path / "genes.tsv"
+    words = ["impute", "evaluate", str(folder / "truth.h5ad"), str(other), "--output", str(scores), "--radii", "0.05"]
+    assert main([*words, "--differential", str(table)]) == 2
+    assert "no type has" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["other.h5ad"]
+    scores.write_text("kept")
+    assert main(words) == 2
+    assert "exists" in capsys.readouterr().err
+    assert scores.read_text() == "kept"
+    assert main([*words, "--overwrite"]) == 0
+    assert json.loads(scores.read_text())["version"] == 1
 
 
 def unaligned(cells):
