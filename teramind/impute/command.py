@@ -86,7 +86,7 @@ def run_fill(arguments: argparse.Namespace) -> None:
     facts: dict[str, Any] = {"conditions": conditions, "generation": asdict(generation)}
     models, written = Models.load(arguments.models), list[Cells]()
     if arguments.expression_only:
-        measured = _read(arguments.data, arguments, sections=False)
+        measured = _read(arguments.data, arguments, aligned=False)
         cells = express(models, measured, generation=generation, genes=genes, conditions=conditions)
     else:
         measured = _read(arguments.data, arguments)
@@ -97,7 +97,8 @@ def run_fill(arguments: argparse.Namespace) -> None:
             check_cells(atlas, _slabs(unwritten, planes, arguments), origin, arguments.spread_um)
         written = _write_expression(models, filled, generation, chosen)
         cells = join_cells(written)
-    write_cells(arguments.output, cells, models=str(arguments.models), data=list(map(str, arguments.data)), **facts)
+    facts |= {"models": str(arguments.models), "data": list(map(str, arguments.data))}
+    write_cells(arguments.output, cells, types=arguments.types, sections=arguments.sections, **facts)
     if atlas is not None:
         _write_slices(atlas, _slabs(written, planes, arguments), arguments)
     counts = cells.require_counts("the summary")
@@ -326,10 +327,15 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(
-    paths: Sequence[str], arguments: argparse.Namespace, *, sections: bool = True, raw_counts: bool = True
+    paths: Sequence[str],
+    arguments: argparse.Namespace,
+    *,
+    sections: bool = True,
+    raw_counts: bool = True,
+    aligned: bool = True,
 ) -> Cells:
     column = arguments.sections if sections else None
-    return read_slices(paths, types=arguments.types, sections=column, raw_counts=raw_counts)
+    return read_slices(paths, types=arguments.types, sections=column, raw_counts=raw_counts, aligned=aligned)
 
 
 def _read_names(path: str) -> list[str]:

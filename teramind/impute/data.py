@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,9 @@ CCF_COLUMNS = ("z_ccf", "y_ccf", "x_ccf")
 METADATA = ("species", "organ", "disease_state", "technology", "class", "subclass", "supertype", "cluster")
 """Columns of ``obs`` that describe a cell, in the order in which the expression network reads them."""
 
+NAMES = "obs_names"
+"""Under which the cells' metadata keep the names of the rows."""
+
 FORMAT, FORMAT_VERSION = "teramind-cells", 1
 UNKNOWN = {"", "nan", "None", "NA", "Unclassified"}
 
@@ -38,6 +42,7 @@ def read_cells(
     types: str | None = "cluster",
     sections: str | None = "brain_section_label",
     raw_counts: bool = True,
+    aligned: bool = True,
 ) -> Cells:
     """Read and check cells.
 
@@ -48,15 +53,18 @@ def read_cells(
         sections: column of ``obs`` with the name of each cell's slice; None to read none. With it, the slices are
             checked to be flat and to lie over each other.
         raw_counts: refuse values that are not whole numbers.
+        aligned: with False, slices are not checked, and a file without that column has none.
 
     Returns:
-        The cells, with those columns of ``METADATA`` that the file has.
+        The cells, with those columns of ``METADATA`` that the file has, and the rows' names as ``NAMES``.
 
     Raises:
         InputError: the file cannot be read, lacks something, or holds positions or values that cannot be.
     """
     path = Path(path)
     data = _open(path)
+    if not aligned and sections not in data.obs:
+        sections = None
     try:
         cells = Cells(
             positions=_positions(data),
@@ -64,9 +72,10 @@ def read_cells(
             counts=_counts(data, raw_counts),
             genes=tuple(map(str, data.var_names)),
             sections=None if sections is None else _labels(data, sections, "sections"),
-            metadata={name: _labels(data, name, "metadata") for name in METADATA if name in data.obs},
+            metadata={name: _labels(data, name, "metadata") for name in METADATA if name in data.obs}
+            | {NAMES: data.obs_names.to_numpy(dtype=np.str_)},
         )
-        if sections is not None:
+        if sections is not None and aligned:
             check_alignment(cells, find_sections(cells))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -79,6 +88,7 @@ def read_slices(
     types: str | None = "cluster",
     sections: str | None = "brain_section_label",
     raw_counts: bool = True,
+    aligned: bool = True,
 ) -> Cells:
     """Read cells of several files as one tissue.
 
@@ -87,45 +97,60 @@ def read_slices(
         types: as for ``read_cells``.
         sections: as for ``read_cells``; with it, the slices of all files are checked against each other as well.
         raw_counts: as for ``read_cells``.
+        aligned: as for ``read_cells``.
 
     Raises:
         InputError: as ``read_cells``, two files name a section alike, or their slices do not lie over each other.
     """
-    parts = [read_cells(path, types=types, sections=sections, raw_counts=raw_counts) for path in paths]
+    parts = [read_cells(path, types=types, sections=sections, raw_counts=raw_counts, aligned=aligned) for path in paths]
     home: dict[str, str | os.PathLike[str]] = {}
     for path, part in zip(paths, parts, strict=True):
         for name in [] if part.sections is None else np.unique(part.sections).tolist():
-            if name in home:
+            if name and name in home:
                 raise InputError(
                     f"section {name!r} is in {home[name]} and in {path}, and would be taken for one slice;"
                     f" give each its own name in obs[{sections!r}], or leave out one of the files"
                 )
             home[name] = path
+    if home:  # where slices need not have names, some files may lack them
+        parts = [
+            part if part.sections is not None else replace(part, sections=np.full(len(part), "")) for part in parts
+        ]
     cells = join_cells(parts)
-    if sections is not None and len(parts) > 1:
+    if sections is not None and aligned and len(parts) > 1:
         check_alignment(cells, find_sections(cells))
     return cells
 
 
-def write_cells(path: str | os.PathLike[str], cells: Cells, **provenance: Any) -> None:
+def write_cells(
+    path: str | os.PathLike[str],
+    cells: Cells,
+    *,
+    types: str = "cluster",
+    sections: str = "brain_section_label",
+    **provenance: Any,
+) -> None:
     """Write cells as an .h5ad file, which appears under its name only when whole.
 
     Args:
         path: the file.
-        cells: (n, 3) positions go to ``obsm["spatial"]`` and ``obsm["aligned_spatial"]``, types to ``obs["cluster"]``
-            unless the metadata say so already, sections to ``obs["brain_section_label"]``.
+        cells: (n, 3) positions go to ``obsm["spatial"]`` and ``obsm["aligned_spatial"]``, metadata to ``obs``, of these
+            ``NAMES`` to its index.
+        types: column of ``obs`` for the types, whatever the metadata have under this name.
+        sections: column of ``obs`` for the sections.
         provenance: JSON-able facts on how the cells were made, kept as text in ``uns["teramind"]``.
     """
     anndata = _import_anndata()
     import pandas
 
     path = check_name(path)
-    columns = dict(cells.metadata)
-    if cells.types is not None:
-        columns.setdefault("cluster", cells.types)
-    if cells.sections is not None:
-        columns["brain_section_label"] = cells.sections
+    columns = {name: values for name, values in cells.metadata.items() if name != NAMES}
+    columns |= {} if cells.types is None else {types: cells.types}
+    columns |= {} if cells.sections is None else {sections: cells.sections}
     names = [f"cell_{index}" for index in range(len(cells))]
+    if NAMES in cells.metadata:
+        kept = [own or name for own, name in zip(cells.metadata[NAMES].tolist(), names, strict=True)]
+        names = anndata.utils.make_index_unique(pandas.Index(kept))
     observed = pandas.DataFrame({name: pandas.Categorical(column) for name, column in columns.items()}, index=names)
     data = anndata.AnnData(
         X=None if cells.counts is None else csr_matrix(cells.counts),

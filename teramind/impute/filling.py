@@ -112,7 +112,7 @@ def express(
 
     Args:
         models: trained.
-        cells: with positions and types, which are kept.
+        cells: with positions and types, which are kept, as are sections and metadata.
         generation: how to write.
         genes: as for ``fill``.
         conditions: as for ``fill``; a diseased tissue's healthy control is its cells with the disease state of health.
@@ -120,7 +120,7 @@ def express(
     chosen = choose_genes(models, cells, genes)
     usual = models.expression.vocabulary.describe(cells.require_types("writing expression"), conditions or {})
     set_anew = conditions or {}
-    metadata = {
+    metadata = dict(cells.metadata) | {
         column: values if column in set_anew else cells.metadata.get(column, values) for column, values in usual.items()
     }
     return generate_expression(models.expression, replace(cells, metadata=metadata), generation, genes=chosen)

@@ -15,7 +15,7 @@ from synthetic_brain import SICK_TYPES, coronal_series
 
 from teramind.cli import main
 from teramind.impute.cells import Cells, join_cells
-from teramind.impute.data import read_cells, write_cells
+from teramind.impute.data import NAMES, read_cells, write_cells
 from teramind.impute.differential import differential_expression, write_tables
 from teramind.impute.evaluation import compare
 from teramind.impute.filling import express, fill
@@ -195,10 +195,14 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
     truth, _ = held_out
     small, made = folder / "small.h5ad", folder / "extended.h5ad"
     kept = [gene for index, gene in enumerate(brain.genes) if index % 3]
-    write_cells(small, truth.with_genes(kept))
+    names = np.array([f"row {index}" for index in range(len(truth))])
+    named = replace(truth, metadata=dict(truth.metadata) | {NAMES: names})
+    write_cells(small, named.with_genes(kept), types="kind", sections="slide")
     words = [str(small), "--output", str(made), "--expression-only", "--genes", "all"]
-    assert main(["impute", "fill", str(trained), *words]) == 0
-    cells = read_cells(made, sections=None, raw_counts=False)
+    assert main(["impute", "fill", str(trained), *words, "--types", "kind", "--sections", "slide"]) == 0
+    cells = read_cells(made, types="kind", sections="slide", raw_counts=False)
+    np.testing.assert_array_equal(cells.sections, truth.sections)
+    np.testing.assert_array_equal(cells.metadata[NAMES], names)
     np.testing.assert_array_equal(cells.positions, truth.positions)
     np.testing.assert_array_equal(cells.types, truth.types)
     lacking = cells.with_genes([gene for gene in brain.genes if gene not in kept])
