@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -340,9 +341,13 @@ def _read(
 
 def _read_names(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise InputError(f"--genes is panel, all or a file of names, one a line; {path}: {error.strerror}") from None
+        names = Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise InputError(f"--genes is panel, all or a file of names, one a line; {path}: {reason}") from None
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} names the gene {twice[0]!r} twice; leave out one of them")
+    return names
 
 
 def _conditions(words: Sequence[str]) -> dict[str, str]:

@@ -66,12 +66,13 @@ def read_cells(
     if not aligned and sections not in data.obs:
         sections = None
     try:
+        _check_version(data)
         cells = Cells(
             positions=_positions(data),
             types=None if types is None else _labels(data, types, "types"),
             counts=_counts(data, raw_counts),
             genes=tuple(map(str, data.var_names)),
-            sections=None if sections is None else _labels(data, sections, "sections"),
+            sections=None if sections is None else _sections(data, sections, aligned),
             metadata={name: _labels(data, name, "metadata") for name in METADATA if name in data.obs}
             | {NAMES: data.obs_names.to_numpy(dtype=np.str_)},
         )
@@ -194,16 +195,44 @@ def _import_anndata() -> Any:
 def _positions(data: AnnData) -> np.ndarray:
     """(n, 3) in the order (ML, DV, AP)."""
     if POSITIONS in data.obsm:
-        positions = np.asarray(data.obsm[POSITIONS], dtype=np.float64)
+        positions = _numbers(data.obsm[POSITIONS], f"obsm[{POSITIONS!r}]")
         if positions.ndim != 2 or positions.shape[1] != 3:
             raise InputError(f"obsm[{POSITIONS!r}] has shape {positions.shape}; it has to be (cells, 3): ML, DV, AP")
         return positions
     if all(name in data.obs for name in CCF_COLUMNS):
-        return np.stack([np.asarray(data.obs[name], dtype=np.float64) for name in CCF_COLUMNS], axis=1)
+        return np.stack([_numbers(data.obs[name], f"obs column {name!r}") for name in CCF_COLUMNS], axis=1)
     raise InputError(
         f"the slices are not aligned: there is neither obsm[{POSITIONS!r}] nor obs columns x_ccf, y_ccf, z_ccf"
         f" (obsm has {_some(data.obsm.keys())}); register them to the common frame first"
     )
+
+
+def _numbers(values: Any, place: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place} does not hold numbers, in mm: {str(error).splitlines()[0]}") from None
+
+
+def _check_version(data: AnnData) -> None:
+    """Refuse a file of a newer teramind; what others wrote there is not looked at."""
+    try:
+        content = json.loads(data.uns["teramind"])
+        version = content["version"] if content["format"] == FORMAT else FORMAT_VERSION
+        newer = version > FORMAT_VERSION
+    except (KeyError, TypeError, ValueError):
+        return
+    if newer:
+        raise InputError(f"cells of format {version}; this teramind reads up to {FORMAT_VERSION}: update it")
+
+
+def _sections(data: AnnData, column: str, required: bool) -> Labels:
+    sections = _labels(data, column, "sections")
+    if required and (lacking := int((sections == "").sum())):
+        raise InputError(
+            f"{lacking} of {len(sections)} cells name no section in obs column {column!r}; name it, or remove them"
+        )
+    return sections
 
 
 def _labels(data: AnnData, column: str, role: str) -> Labels:
@@ -223,6 +252,8 @@ def _counts(data: AnnData, raw: bool) -> csr_array:
     counts = csr_array(cast("Any", data.X) if issparse(data.X) else np.asarray(data.X))
     counts.eliminate_zeros()
     values = counts.data
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"X holds {values.dtype}, not numbers; it has to hold the raw counts")
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
         raise InputError(f"X holds {values[bad][0]}; counts are finite and not negative")

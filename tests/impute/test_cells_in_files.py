@@ -170,9 +170,26 @@ def same_genes(data):
     data.var_names = ["g0"] * 13
 
 
+def text_coordinates(data):
+    for name in ("x_ccf", "y_ccf", "z_ccf"):
+        data.obs[name] = "front"
+    del data.obsm["aligned_spatial"]
+
+
+def no_section(data):
+    data.obs["brain_section_label"] = data.obs["brain_section_label"].where(np.arange(183) != 4)
+
+
+def newer(data):
+    data.uns["teramind"] = json.dumps({"format": "teramind-cells", "version": 2})
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (text_coordinates, "z_ccf' does not hold numbers"),
+        (no_section, "1 of 183 cells name no section"),
+        (newer, "cells of format 2"),
         (without_positions, "not aligned"),
         (two_columns, "cells, 3"),
         (nan_position, "cell 7 .*nan"),

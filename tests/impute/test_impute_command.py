@@ -19,6 +19,7 @@ from teramind.impute.data import NAMES, read_cells, write_cells
 from teramind.impute.differential import differential_expression, write_tables
 from teramind.impute.evaluation import compare
 from teramind.impute.filling import express, fill
+from teramind.impute.model_files import read_tensors, write_tensors
 from teramind.impute.models import Models
 from teramind.impute.placement import PlacementOptions
 from teramind.impute.planes import Plane
@@ -209,6 +210,16 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
     assert (lacking.counts.sum(axis=0) > 0).all()
 
 
+def broken_files(folder):
+    (folder / "latin1.txt").write_bytes("gène".encode("latin-1"))
+    (folder / "twice.txt").write_text("gene003\ngene001\ngene003\n")
+    (folder / "empty.npz").write_bytes(b"")
+    mask = {"inside": np.ones((3, 3), bool), "pixel": 0.1}
+    np.savez(folder / "torn.npz", origin=[0.0, 0.0], **mask)
+    (folder / "torn.npz").write_bytes((folder / "torn.npz").read_bytes()[:-40])
+    np.savez(folder / "nowhere.npz", origin=[np.nan, 0.0], **mask)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -226,15 +237,22 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
         (["--plane", "coronal:4", "--genes", "absent.txt"], "absent.txt"),
         (["--plane", "coronal:4", "--types", "kind"], "no column 'kind'"),
         (["--plane", "coronal:4", "--section-thickness", "0"], "thickness of a section"),
+        (["--plane", "coronal:4", "--genes", "latin1.txt"], "no UTF-8 text"),
+        (["--plane", "coronal:4", "--genes", "twice.txt"], "names the gene 'gene003' twice"),
+        (["--plane", "coronal:4", "--hole", "mask:empty.npz"], "empty.npz is no mask"),
+        (["--plane", "coronal:4", "--hole", "mask:torn.npz"], "torn.npz is no mask"),
+        (["--plane", "coronal:4", "--hole", "mask:nowhere.npz"], "origin is (nan, 0.0)"),
         ([], "either --plane"),
         (["--plane", "coronal:4", "--output", "OUTPUT.csv"], "written as .h5ad"),
         (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad/made.h5ad"], "no folder that can be written"),
         (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad"], "exists"),
     ],
 )
-def test_one_sentence_and_nothing_half_written(folder, trained, words, said, capsys):
+def test_one_sentence_and_nothing_half_written(folder, trained, words, said, tmp_path, monkeypatch, capsys):
     output = folder / "never.h5ad"
     words = [word.replace("FOLDER", str(folder)) for word in words]
+    monkeypatch.chdir(tmp_path)
+    broken_files(tmp_path)
     before = sorted(path.name for path in folder.iterdir())
     assert main(["impute", "fill", str(trained), *measured_files(folder), "--output", str(output), *words]) == 2
     error = capsys.readouterr().err
@@ -323,6 +341,29 @@ def test_models_that_are_not_there(folder, trained, tmp_path, capsys):
     os.link(trained / "locations.safetensors", tmp_path / "half" / "locations.safetensors")
     assert main(["impute", "fill", str(tmp_path / "half"), *words]) == 2
     assert "types.safetensors: finish" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("locations", lambda header: header["config"].update(width=7)),
+        ("types", lambda header: header["names"].append("another")),
+        ("types", lambda header: header["config"].update(colour="red")),
+        ("expression", lambda header: header.pop("vocabulary")),
+        ("expression", lambda header: header["config"].update(width=16)),
+    ],
+)
+def test_a_header_that_does_not_fit_its_tensors(folder, trained, tmp_path, stage, change, capsys):
+    models = tmp_path / "models"
+    shutil.copytree(trained, models, ignore=shutil.ignore_patterns("training"))
+    tensors, header = read_tensors(models / f"{stage}.safetensors", stage)
+    change(header)
+    write_tensors(models / f"{stage}.safetensors", stage, tensors, header)
+    words = [*measured_files(folder), "--output", str(tmp_path / "x.h5ad"), "--plane", "coronal:4"]
+    assert main(["impute", "fill", str(models), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"{stage}.safetensors was changed: its header" in error
+    assert error.count("\n") == 1
 
 
 def test_a_hole_by_its_function(location_model, expression_model, slices, measured, held_out, trained):
