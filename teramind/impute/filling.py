@@ -135,7 +135,8 @@ def choose_genes(models: Models, measured: Cells, genes: Panel) -> list[str]:
     known = models.expression.vocabulary.genes
     if genes == "all":
         return sorted(known)
-    chosen = [gene for gene in measured.genes if gene in set(known)] if genes == "panel" else list(genes)
+    expressible = set(known)
+    chosen = [gene for gene in measured.genes if gene in expressible] if genes == "panel" else list(genes)
     if unknown := sorted(set(chosen) - set(known)):
         raise InputError(f"the expression network does not know gene {unknown[0]!r} and {len(unknown) - 1} others")
     if not chosen:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from teramind.engine.lock import OutputLock
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
@@ -61,7 +63,8 @@ PRESETS = {
         ),
     ),
 }
-"""tiny is for trying out (a minute), small for small panels on a CPU, medium the paper's sizes, for a GPU."""
+"""tiny is for trying out (a minute), small for small panels, medium the paper's sizes. Training is for CPUs, on
+which the 5e17 operations of medium take months: give it fewer steps."""
 
 
 def train_models(
@@ -105,9 +108,9 @@ def train_models(
     begin = (None, None, None) if start is None else (start.locations, start.types, start.expression)
     if start is not None and order is not None:
         raise InputError("models to start from have their own gene order; give none beside them")
-    _check_cells(cells, start)
     if start is None and order is None:
         order = order_genes(cells.genes, ())
+    _check_cells(cells, order, start)
     given = digests(cells, options, shapes, order, start)
     paths = [model_path(folder, stage) for stage in STAGES]
     states = [state_path(folder, stage) for stage in STAGES]
@@ -131,13 +134,26 @@ def train_models(
     return Models(locations, types, expression)
 
 
-def _check_cells(cells: Cells, start: Models | None) -> None:
+def _check_cells(cells: Cells, order: GeneOrder | None, start: Models | None) -> None:
     """What the last of the trainings would find, after the others have been written."""
     types = cells.require_types("learning types")
     cells.require_counts("learning expression")
     find_sections(cells)
+    labelled = cells[types != ""]
+    if (kinds := len(np.unique(types[types != ""]))) < 2:
+        raise InputError(f"{len(labelled)} cells have a type, of {kinds} kinds; two kinds are needed")
+    find_sections(labelled)
+    genes = cells.genes
     if start is not None:
         start.types.encode(types[types != ""])
+        genes = start.expression.vocabulary.genes
+        if unknown := [name for name in cells.genes if name not in set(genes)]:
+            log.warning("genes that the models do not know are left out: %d, %s for one", len(unknown), unknown[0])
+    elif order is not None and (odd := sorted(set(order.genes) ^ set(genes))):
+        raise InputError(f"the order of genes and the cells differ in {odd[0]!r} and {len(odd) - 1} others")
+    if not cells.with_genes(genes).require_counts("learning expression").data.any():
+        where = "X is all zero" if start is None else "of those that the models know"
+        raise InputError(f"no cell expresses any gene ({where}); put the raw counts into X")
 
 
 def _check_resumable(folder: Path, given: Mapping[str, str]) -> None:

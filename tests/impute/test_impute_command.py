@@ -181,12 +181,14 @@ def test_finished_models_are_not_replaced_by_resuming(folder, finished, tmp_path
     assert files_of(copy) == before
 
 
-def test_fine_tuning_from_the_command(folder, trained, slices):
+def test_fine_tuning_from_the_command(folder, trained, slices, caplog):
+    """On a panel that lacks genes and has one that the models do not know."""
     new = folder / "new.h5ad"
-    write_cells(new, join_cells(slices[2:4]).with_genes(slices[0].genes[:15]))
+    write_cells(new, join_cells(slices[2:4]).with_genes([*slices[0].genes[:15], "unheard"]))
     words = [str(new), "--models", str(folder / "tuned"), "--start", str(trained), *QUICK[:2]]
     few = ["--steps-locations", "5", "--steps-types", "5", "--steps-expression", "5"]
     assert main(["impute", "train", *words, *few]) == 0
+    assert "genes that the models do not know are left out: 1, unheard for one" in caplog.text
     tuned = Models.load(folder / "tuned")
     assert tuned.expression.vocabulary.genes == Models.load(trained).expression.vocabulary.genes
 
@@ -304,9 +306,27 @@ def test_files_that_do_not_fit_together(folder, trained, slices, tmp_path, task,
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+def of_one_type(cells):
+    return replace(cells, types=np.full(len(cells), "one"))
+
+
+def with_two_labelled_cells(cells):
+    """In a slice whose other cells have no type."""
+    rows = np.flatnonzero(cells.sections == cells.sections[0])[2:]
+    return replace(cells, types=np.where(np.isin(np.arange(len(cells)), rows), "", cells.types))
+
+
+def of_other_genes(cells):
+    return replace(cells, genes=tuple(f"other{index}" for index in range(len(cells.genes))))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words", "said"),
     [
+        (lambda cells: replace(cells, counts=cells.counts * 0), [], "X is all zero"),
+        (of_other_genes, ["--start", "models"], "those that the models know"),
+        (of_one_type, [], "two kinds are needed"),
+        (with_two_labelled_cells, [], "has 2 cells"),
         (lambda cells: cells, ["--types", "kind"], "no column 'kind'"),
         (lambda cells: cells, ["--sections", "slide"], "no column 'slide'"),
         (unaligned, [], "hardly overlap"),
@@ -329,7 +349,8 @@ def test_training_says_what_is_wrong_and_writes_nothing(trained, slices, tmp_pat
     assert main(["impute", "train", str(path), "--models", str(tmp_path / "never"), *QUICK, *words]) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert error.count("\n") == 1
+    assert error.count("teramind: error") == 1
+    assert error.endswith("\n")
     assert [made.name for made in tmp_path.iterdir()] == ["spoilt.h5ad"]
 
 
