@@ -21,7 +21,7 @@ from teramind.files import appears_whole, check_output
 from teramind.impute import baseline
 from teramind.impute.cells import Cells, join_cells
 from teramind.impute.data import check_name, read_slices, write_cells
-from teramind.impute.differential import differential_expression, write_tables
+from teramind.impute.differential import DifferentialTable, differential_expression, write_tables
 from teramind.impute.evaluation import DEFAULT_RADII, compare
 from teramind.impute.filling import SECTION_THICKNESS, Filled, choose_genes, express, place
 from teramind.impute.fitting import PRESETS, train_models
@@ -85,10 +85,12 @@ def run_fill(arguments: argparse.Namespace) -> None:
     conditions = _conditions(arguments.set)
     generation = GenerationOptions(top_k=arguments.top_k, temperature=arguments.temperature, seed=arguments.seed)
     facts: dict[str, Any] = {"conditions": conditions, "generation": asdict(generation)}
-    models, written = Models.load(arguments.models), list[Cells]()
+    models, written, tables = Models.load(arguments.models), list[Cells](), list[DifferentialTable]()
     if arguments.expression_only:
         measured = _read(arguments.data, arguments, aligned=False)
         cells = express(models, measured, generation=generation, genes=genes, conditions=conditions)
+        if arguments.differential:
+            tables = differential_expression(express(models, measured, generation=generation, genes=genes), cells)
     else:
         measured = _read(arguments.data, arguments)
         chosen = choose_genes(models, measured, genes)
@@ -100,6 +102,11 @@ def run_fill(arguments: argparse.Namespace) -> None:
         cells = join_cells(written)
     facts |= {"models": str(arguments.models), "data": list(map(str, arguments.data))}
     write_cells(arguments.output, cells, types=arguments.types, sections=arguments.sections, **facts)
+    if arguments.differential:
+        under = ", ".join(arguments.set)
+        write_tables(
+            arguments.differential, tables, f"the cells as they are over the same with {under}, both generated"
+        )
     if atlas is not None:
         _write_slices(atlas, _slabs(written, planes, arguments), arguments)
     counts = cells.require_counts("the summary")
@@ -120,8 +127,11 @@ def _check_fill(arguments: argparse.Namespace) -> None:
         raise InputError("--atlas and --denser-atlas go together: the atlas to copy and the one to write")
     if arguments.atlas and arguments.expression_only:
         raise InputError("--atlas takes new slices, and --expression-only makes none: leave out one of the two")
+    if arguments.differential and not (arguments.expression_only and arguments.set):
+        raise InputError("--differential compares cells with themselves: give --expression-only and --set NAME=VALUE")
     check_name(arguments.output)
-    check_output(arguments.output, arguments.overwrite)
+    for path in filter(None, (arguments.output, arguments.differential)):
+        check_output(path, arguments.overwrite)
 
 
 def _open_atlas(planes: Sequence[Plane], arguments: argparse.Namespace) -> Atlas:
@@ -205,23 +215,37 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """``teramind impute evaluate``."""
     for path in filter(None, (arguments.output, arguments.differential)):
         check_output(path, arguments.overwrite)
-    truth = _read([arguments.truth], arguments, sections=False)
+    truth = _read([arguments.truth], arguments, sections=False, raw_counts=not arguments.differential)
     predictions = {"prediction": _read([arguments.prediction], arguments, sections=False, raw_counts=False)}
     plane = _plane_of(truth) if arguments.plane is None else parse_plane(arguments.plane)
     given = None
     if arguments.measured:
         given = _read(arguments.measured, arguments)
         predictions["rule-based baseline"] = baseline.predict(given, plane)
-    tables = differential_expression(truth, predictions["prediction"]) if arguments.differential else []
+    tables = _differences(truth, predictions["prediction"]) if arguments.differential else []
     result = compare(
         truth, predictions, plane, given=given, radii=arguments.radii, mode=arguments.mode, seed=arguments.seed
     )
     if arguments.differential:
-        write_tables(arguments.differential, tables)
+        write_tables(arguments.differential, tables, f"{arguments.truth} over {arguments.prediction}")
     if arguments.output:
         with appears_whole(arguments.output) as partial:
             partial.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
     sys.stdout.write(result.table() + "\n")
+
+
+def _differences(cells: Cells, control: Cells) -> list[DifferentialTable]:
+    """Tables of two sets of cells, both counted or both generated."""
+    counted = [
+        bool((values == np.rint(values)).all())
+        for values in (s.require_counts("a table").data for s in (cells, control))
+    ]
+    if counted[0] != counted[1]:
+        raise InputError(
+            "--differential would compare counts with generated values, which differ in every gene; give two generated"
+            " files, or use fill --expression-only --set NAME=VALUE --differential"
+        )
+    return differential_expression(cells, control)
 
 
 def _origin(text: str) -> tuple[float, float, float]:
@@ -253,7 +277,10 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", help=".h5ad files of measured slices")
     parser.add_argument("--output", required=True, metavar="H5AD", help="file to write")
     parser.add_argument(
-        "--plane", nargs="+", metavar="PLANE", help="one or more of coronal:AP, sagittal:ML or x,y,z,nx,ny,nz (mm)"
+        "--plane",
+        nargs="+",
+        metavar="PLANE",
+        help="one or more of coronal:AP, sagittal:ML or x,y,z,nx,ny,nz (mm); --plane=-1,... if negative",
     )
     parser.add_argument(
         "--hole", metavar="REGION", help="disc:x,y,radius, polygon:x,y,... or mask:FILE.npz, in the plane"
@@ -286,6 +313,9 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
         "--type-temperature", type=float, default=1.0, help="of the draws of types; below 1 favours likely ones"
     )
     _add_atlas(parser)
+    parser.add_argument(
+        "--differential", metavar="TSV", help="with --expression-only, file for the genes that --set changes"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
 
 

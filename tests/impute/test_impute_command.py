@@ -244,6 +244,8 @@ def broken_files(folder):
         (["--plane", "coronal:4", "--hole", "mask:empty.npz"], "empty.npz is no mask"),
         (["--plane", "coronal:4", "--hole", "mask:torn.npz"], "torn.npz is no mask"),
         (["--plane", "coronal:4", "--hole", "mask:nowhere.npz"], "origin is (nan, 0.0)"),
+        (["--plane", "coronal:4", "--differential", "genes.tsv"], "give --expression-only and --set"),
+        (["--expression-only", "--differential", "genes.tsv"], "give --expression-only and --set"),
         ([], "either --plane"),
         (["--plane", "coronal:4", "--output", "OUTPUT.csv"], "written as .h5ad"),
         (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad/made.h5ad"], "no folder that can be written"),
@@ -427,6 +429,30 @@ def test_the_healthy_control_of_a_sick_tissue(brain, measured, expression_model)
             assert len(table.found(fold=2)) <= 3
 
 
+def test_differences_from_the_command(brain, slices, tmp_path, capsys):
+    """Models of both states; the same cells, sick, written as they are and healthy."""
+    sick = coronal_series(brain, 4, seed=3, sick=True)[1]
+    write_cells(tmp_path / "sick.h5ad", sick)
+    write_cells(tmp_path / "healthy.h5ad", slices[2])
+    data = [str(tmp_path / "sick.h5ad"), str(tmp_path / "healthy.h5ad")]
+    assert main(["impute", "train", *data, "--models", str(tmp_path / "both"), *QUICK]) == 0
+    made, again, table = tmp_path / "made.h5ad", tmp_path / "again.h5ad", tmp_path / "genes.tsv"
+    words = ["impute", "fill", str(tmp_path / "both"), data[0], "--expression-only", "--output"]
+    assert main([*words, str(made), "--set", "disease_state=healthy", "--differential", str(table)]) == 0
+    lines = table.read_text().splitlines()
+    assert lines[0].startswith("# teramind-differential-expression version 1: ")
+    assert "disease_state=healthy, both generated" in lines[0]
+    assert main([*words, str(again)]) == 0
+    capsys.readouterr()
+    compared = tmp_path / "compared.tsv"
+    words = ["impute", "evaluate", "--radii", "0.05", "--differential", str(compared)]
+    assert main([*words, str(again), str(made)]) == 0
+    assert compared.read_text().splitlines()[1:] == lines[1:]
+    capsys.readouterr()
+    assert main([*words, "--overwrite", data[0], str(made)]) == 2
+    assert "compare counts with generated values" in capsys.readouterr().err
+
+
 def test_a_table_of_differences(tmp_path):
     generator = np.random.default_rng(0)
     types = np.repeat(["a", "b", "rare"], [200, 200, 2])
@@ -447,5 +473,6 @@ def test_a_table_of_differences(tmp_path):
     path = tmp_path / "differences.tsv"
     write_tables(path, tables)
     rows = path.read_text().splitlines()
-    assert rows[1].startswith("a\tg3\t1.")
-    assert len(rows) == 1 + 22
+    assert rows[0] == "# teramind-differential-expression version 1: cells over their control"
+    assert rows[2].startswith("a\tg3\t1.")
+    assert len(rows) == 2 + 22
