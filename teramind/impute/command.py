@@ -326,7 +326,10 @@ def _add_atlas(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--denser-atlas", metavar="NEW.zarr", help="that copy, with the new slices, for generate")
     parser.add_argument(
-        "--atlas-origin", default="0,0,0", metavar="ML,DV,AP", help="of the atlas' first pixel, mm (default: 0,0,0)"
+        "--atlas-origin",
+        default="0,0,0",
+        metavar="ML,DV,AP",
+        help="of the atlas' first pixel, mm (default: 0,0,0); --atlas-origin=-1,... if negative",
     )
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="to cut each slab into (default: 1)")
     parser.add_argument(

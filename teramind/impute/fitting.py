@@ -143,15 +143,16 @@ def _check_cells(cells: Cells, order: GeneOrder | None, start: Models | None) ->
     if (kinds := len(np.unique(types[types != ""]))) < 2:
         raise InputError(f"{len(labelled)} cells have a type, of {kinds} kinds; two kinds are needed")
     find_sections(labelled)
-    genes = cells.genes
+    known = cells
     if start is not None:
         start.types.encode(types[types != ""])
-        genes = start.expression.vocabulary.genes
-        if unknown := [name for name in cells.genes if name not in set(genes)]:
+        genes = set(start.expression.vocabulary.genes)
+        known = cells.with_genes([name for name in cells.genes if name in genes])
+        if unknown := [name for name in cells.genes if name not in genes]:
             log.warning("genes that the models do not know are left out: %d, %s for one", len(unknown), unknown[0])
-    elif order is not None and (odd := sorted(set(order.genes) ^ set(genes))):
+    elif order is not None and (odd := sorted(set(order.genes) ^ set(cells.genes))):
         raise InputError(f"the order of genes and the cells differ in {odd[0]!r} and {len(odd) - 1} others")
-    if not cells.with_genes(genes).require_counts("learning expression").data.any():
+    if not known.require_counts("learning expression").data.any():
         where = "X is all zero" if start is None else "of those that the models know"
         raise InputError(f"no cell expresses any gene ({where}); put the raw counts into X")
 

@@ -226,6 +226,7 @@ def broken_files(folder):
     ("words", "said"),
     [
         (["--plane", "coronal:9"], "outside the tissue"),
+        (["--plane=-1,2,2,1,0,0"], "outside the tissue"),
         (["--plane", "coronal:nan"], "not finite"),
         (["--plane", "coronal:4", "--hole", "disc:2,2,0"], "empty"),
         (["--plane", "coronal:4", "--hole", "polygon:1,1,2,2,3,3"], "empty"),
