@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from teramind.errors import InputError
+
 
 @contextmanager
 def appears_whole(path: str | Path) -> Iterator[Path]:
@@ -37,6 +39,22 @@ def appears_whole(path: str | Path) -> Iterator[Path]:
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise  # about another file, one that was read perhaps
     fsync(path.parent)
+
+
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Refuse, before the work for it, a file that ``appears_whole`` could not make.
+
+    Raises:
+        InputError: it is there and may not be replaced, it is a folder, or its own folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; replace it with --overwrite, or choose another name")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: {above} is no folder that can be written to")
 
 
 def remove_leftovers(path: str | Path) -> None:

@@ -63,13 +63,9 @@ def with_slices(
         InputError: ``output`` is the atlas itself, two slices lie at the same place, or the name is taken.
         OSError: it cannot be written, for instance because the disk is full.
     """
-    if Path(output).resolve() == atlas.path.resolve():
-        raise InputError(f"{output} is the atlas itself: slices are added to a copy, so give it another name")
+    check_places(atlas, output, [new.z for new in slices])
     places = [(z, index, None) for index, z in enumerate(atlas.slice_z)] + [(new.z, -1, new) for new in slices]
     places.sort(key=lambda place: place[0])
-    for (before, *_), (after, *_) in pairwise(places):
-        if not after - before >= CLOSEST_UM:  # a NaN, too
-            raise InputError(f"two slices would lie at z = {before:g} and {after:g} um: leave out the new one")
     _, height, width = atlas.shape
     described = {
         "reader": "slices added",
@@ -95,6 +91,19 @@ def with_slices(
             else:
                 _write_slice(new, writer, number, (height, width), len(atlas.genes))
     return Atlas.open(output)
+
+
+def check_places(atlas: Atlas, output: str | os.PathLike[str], z: Sequence[float]) -> None:
+    """Raise what ``with_slices`` would for new slices at these places (um), before there are any.
+
+    Raises:
+        InputError: ``output`` is the atlas itself, or two slices lie at the same place.
+    """
+    if Path(output).resolve() == atlas.path.resolve():
+        raise InputError(f"{output} is the atlas itself: slices are added to a copy, so give it another name")
+    for before, after in pairwise(sorted([*atlas.slice_z, *z])):
+        if not after - before >= CLOSEST_UM:  # a NaN, too
+            raise InputError(f"two slices would lie at z = {before:g} and {after:g} um: leave out the new one")
 
 
 def _copy_slice(atlas: Atlas, index: int, writer: AtlasWriter, number: int) -> None:

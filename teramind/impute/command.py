@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from teramind.atlas.insert import check_places
+from teramind.atlas.store import Atlas, is_atlas
 from teramind.errors import InputError
-from teramind.files import appears_whole
+from teramind.files import appears_whole, check_output
 from teramind.impute import baseline
 from teramind.impute.cells import Cells, join_cells
-from teramind.impute.data import read_cells, write_cells
-from teramind.impute.differential import differential_expression, write_tables
+from teramind.impute.data import check_name, read_slices, write_cells
+from teramind.impute.differential import DifferentialTable, differential_expression, write_tables
 from teramind.impute.evaluation import DEFAULT_RADII, compare
-from teramind.impute.filling import SECTION_THICKNESS, Panel, express, fill
+from teramind.impute.filling import SECTION_THICKNESS, Filled, choose_genes, express, place
 from teramind.impute.fitting import PRESETS, train_models
 from teramind.impute.gene_order import order_genes, read_edges
-from teramind.impute.generation import GenerationOptions
+from teramind.impute.generation import GenerationOptions, generate_expression
 from teramind.impute.models import STAGES, Models
 from teramind.impute.placement import PlacementOptions
 from teramind.impute.planes import Plane, parse_numbers, parse_plane
-from teramind.impute.regions import parse_region
-from teramind.impute.virtual_slices import SPREAD_UM, Slab, add_virtual_slices, check_slab
+from teramind.impute.regions import Region, parse_region
+from teramind.impute.virtual_slices import SPREAD_UM, Slab, add_virtual_slices, check_cells, slice_places
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +77,38 @@ def run_train(arguments: argparse.Namespace) -> None:
 def run_fill(arguments: argparse.Namespace) -> None:
     """``teramind impute fill``."""
     _check_fill(arguments)
-    models = Models.load(arguments.models)
+    planes = [parse_plane(text) for text in arguments.plane or []]
+    region = None if arguments.hole is None else parse_region(arguments.hole)
+    origin = _origin(arguments.atlas_origin)
+    atlas = _open_atlas(planes, arguments) if arguments.atlas else None
+    genes = arguments.genes if arguments.genes in ("panel", "all") else _read_names(arguments.genes)
     conditions = _conditions(arguments.set)
     generation = GenerationOptions(top_k=arguments.top_k, temperature=arguments.temperature, seed=arguments.seed)
-    genes = arguments.genes if arguments.genes in ("panel", "all") else _read_names(arguments.genes)
     facts: dict[str, Any] = {"conditions": conditions, "generation": asdict(generation)}
+    models, written, tables = Models.load(arguments.models), list[Cells](), list[DifferentialTable]()
     if arguments.expression_only:
-        measured = _read(arguments.data, arguments, sections=False)
+        measured = _read(arguments.data, arguments, aligned=False)
         cells = express(models, measured, generation=generation, genes=genes, conditions=conditions)
+        if arguments.differential:
+            tables = differential_expression(express(models, measured, generation=generation, genes=genes), cells)
     else:
-        planes, filled, made = _fill_planes(models, arguments, generation, genes, conditions)
-        if arguments.atlas:
-            of_planes = zip(planes, filled, strict=True)
-            _write_slices([Slab(part, p, arguments.thickness, arguments.slices) for p, part in of_planes], arguments)
-        cells = join_cells(filled)
-        facts |= made
-    write_cells(arguments.output, cells, models=str(arguments.models), data=list(map(str, arguments.data)), **facts)
+        measured = _read(arguments.data, arguments)
+        chosen = choose_genes(models, measured, genes)
+        filled, facts["filled"] = _place_planes(models, measured, planes, region, conditions, arguments)
+        if atlas is not None:
+            unwritten = [replace(part.cells, genes=tuple(chosen)) for part in filled]
+            check_cells(atlas, _slabs(unwritten, planes, arguments), origin, arguments.spread_um)
+        written = _write_expression(models, filled, generation, chosen)
+        cells = join_cells(written)
+    facts |= {"models": str(arguments.models), "data": list(map(str, arguments.data))}
+    write_cells(arguments.output, cells, types=arguments.types, sections=arguments.sections, **facts)
+    if arguments.differential:
+        under = ", ".join(arguments.set)
+        write_tables(
+            arguments.differential, tables, f"the cells as they are over the same with {under}, both generated"
+        )
+    if atlas is not None:
+        _write_slices(atlas, _slabs(written, planes, arguments), arguments)
     counts = cells.require_counts("the summary")
     produced = int((np.diff(counts.tocsc().indptr) > 0).sum())
     sys.stdout.write(
@@ -106,30 +125,44 @@ def _check_fill(arguments: argparse.Namespace) -> None:
         raise InputError("--hole lies in a plane: give one --plane with it")
     if (arguments.atlas is None) != (arguments.denser_atlas is None):
         raise InputError("--atlas and --denser-atlas go together: the atlas to copy and the one to write")
-    _origin(arguments.atlas_origin)
     if arguments.atlas and arguments.expression_only:
         raise InputError("--atlas takes new slices, and --expression-only makes none: leave out one of the two")
-    for path in filter(None, (arguments.output, arguments.denser_atlas)):
-        if Path(path).exists() and not arguments.overwrite:
-            raise InputError(f"{path} exists; replace it with --overwrite, or choose another name")
+    if arguments.differential and not (arguments.expression_only and arguments.set):
+        raise InputError("--differential compares cells with themselves: give --expression-only and --set NAME=VALUE")
+    check_name(arguments.output)
+    for path in filter(None, (arguments.output, arguments.differential)):
+        check_output(path, arguments.overwrite)
 
 
-def _fill_planes(
+def _open_atlas(planes: Sequence[Plane], arguments: argparse.Namespace) -> Atlas:
+    """The atlas to copy, after a check that the copy can have a slice at these planes and be written."""
+    origin, denser = _origin(arguments.atlas_origin), Path(arguments.denser_atlas)
+    places = [z for plane in planes for z in slice_places(plane, arguments.thickness, arguments.slices, origin)]
+    atlas = Atlas.open(arguments.atlas)
+    check_places(atlas, denser, places)
+    if denser.exists() and not (arguments.overwrite and is_atlas(denser)):
+        advice = "replace it with --overwrite, or choose" if is_atlas(denser) else "and is no atlas; choose"
+        raise InputError(f"{denser} exists; {advice} another name")
+    if not denser.absolute().parent.is_dir():
+        raise InputError(f"{denser} cannot be written: there is no folder {denser.parent}; make it first")
+    return atlas
+
+
+def _slabs(parts: Sequence[Cells], planes: Sequence[Plane], arguments: argparse.Namespace) -> list[Slab]:
+    pairs = zip(parts, planes, strict=True)
+    return [Slab(part, plane, arguments.thickness, arguments.slices) for part, plane in pairs]
+
+
+def _place_planes(
     models: Models,
-    arguments: argparse.Namespace,
-    generation: GenerationOptions,
-    genes: Panel,
+    measured: Cells,
+    planes: Sequence[Plane],
+    region: Region | None,
     conditions: Mapping[str, str],
-) -> tuple[list[Plane], list[Cells], dict[str, Any]]:
-    """The planes, the cells of each, and what to write down on them."""
-    planes = [parse_plane(text) for text in arguments.plane]
-    region = None if arguments.hole is None else parse_region(arguments.hole)
-    measured = _read(arguments.data, arguments)
-    filled_cells: list[Cells] = []
-    facts = []
-    if arguments.atlas:  # said before the work begins
-        for plane in planes:
-            check_slab(plane, arguments.thickness, arguments.slices)
+    arguments: argparse.Namespace,
+) -> tuple[list[Filled], list[dict[str, Any]]]:
+    """The cells of each plane, without expression, and what to write down on them."""
+    found, facts = [], []
     for index, plane in enumerate(planes):
         placement = PlacementOptions(
             thickness=arguments.thickness,
@@ -138,26 +171,37 @@ def _fill_planes(
             spacing=arguments.spacing,
             seed=arguments.seed + index,  # the same draws would lay out the planes alike
         )
-        filled = fill(
-            models, measured, plane, region, placement=placement, generation=replace(generation, seed=placement.seed),
-            genes=genes, conditions=conditions, section_thickness=arguments.section_thickness,
-            type_temperature=arguments.type_temperature,
+        filled = place(
+            models, measured, plane, region, placement=placement, conditions=conditions,
+            section_thickness=arguments.section_thickness, type_temperature=arguments.type_temperature,
             name=arguments.name if len(planes) == 1 else f"{arguments.name} {index + 1}",
         )  # fmt: skip
-        filled_cells.append(filled.cells)
+        found.append(filled)
         placed = filled.placement
         facts.append(
             {"plane": asdict(plane), "hole": arguments.hole, "placement": asdict(placement)}
             | {"acceptance": placed.acceptance, "drawn_around_measured": placed.fallback}
         )
-    return planes, filled_cells, {"filled": facts}
+    return found, facts
 
 
-def _write_slices(slabs: Sequence[Slab], arguments: argparse.Namespace) -> None:
+def _write_expression(
+    models: Models, filled: Sequence[Filled], generation: GenerationOptions, genes: Sequence[str]
+) -> list[Cells]:
+    """The placed cells of each plane, with expression."""
+    return [
+        generate_expression(
+            models.expression, part.cells, replace(generation, seed=generation.seed + index), genes=genes
+        )
+        for index, part in enumerate(filled)
+    ]
+
+
+def _write_slices(atlas: Atlas, slabs: Sequence[Slab], arguments: argparse.Namespace) -> None:
     """The cells as slices of a copy of an atlas."""
     origin = _origin(arguments.atlas_origin)
     made = add_virtual_slices(
-        arguments.atlas, arguments.denser_atlas, slabs, origin=origin,
+        atlas, arguments.denser_atlas, slabs, origin=origin,
         spread_um=arguments.spread_um, seed=arguments.seed, overwrite=arguments.overwrite,
     )  # fmt: skip
     sys.stdout.write(
@@ -169,22 +213,39 @@ def _write_slices(slabs: Sequence[Slab], arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """``teramind impute evaluate``."""
-    truth = _read([arguments.truth], arguments, sections=False)
+    for path in filter(None, (arguments.output, arguments.differential)):
+        check_output(path, arguments.overwrite)
+    truth = _read([arguments.truth], arguments, sections=False, raw_counts=not arguments.differential)
     predictions = {"prediction": _read([arguments.prediction], arguments, sections=False, raw_counts=False)}
     plane = _plane_of(truth) if arguments.plane is None else parse_plane(arguments.plane)
     given = None
     if arguments.measured:
         given = _read(arguments.measured, arguments)
         predictions["rule-based baseline"] = baseline.predict(given, plane)
+    tables = _differences(truth, predictions["prediction"]) if arguments.differential else []
     result = compare(
         truth, predictions, plane, given=given, radii=arguments.radii, mode=arguments.mode, seed=arguments.seed
     )
+    if arguments.differential:
+        write_tables(arguments.differential, tables, f"{arguments.truth} over {arguments.prediction}")
     if arguments.output:
         with appears_whole(arguments.output) as partial:
             partial.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
-    if arguments.differential:
-        write_tables(arguments.differential, differential_expression(truth, predictions["prediction"]))
     sys.stdout.write(result.table() + "\n")
+
+
+def _differences(cells: Cells, control: Cells) -> list[DifferentialTable]:
+    """Tables of two sets of cells, both counted or both generated."""
+    counted = [
+        bool((values == np.rint(values)).all())
+        for values in (s.require_counts("a table").data for s in (cells, control))
+    ]
+    if counted[0] != counted[1]:
+        raise InputError(
+            "--differential would compare counts with generated values, which differ in every gene; give two generated"
+            " files, or use fill --expression-only --set NAME=VALUE --differential"
+        )
+    return differential_expression(cells, control)
 
 
 def _origin(text: str) -> tuple[float, float, float]:
@@ -216,7 +277,10 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", help=".h5ad files of measured slices")
     parser.add_argument("--output", required=True, metavar="H5AD", help="file to write")
     parser.add_argument(
-        "--plane", nargs="+", metavar="PLANE", help="one or more of coronal:AP, sagittal:ML or x,y,z,nx,ny,nz (mm)"
+        "--plane",
+        nargs="+",
+        metavar="PLANE",
+        help="one or more of coronal:AP, sagittal:ML or x,y,z,nx,ny,nz (mm); --plane=-1,... if negative",
     )
     parser.add_argument(
         "--hole", metavar="REGION", help="disc:x,y,radius, polygon:x,y,... or mask:FILE.npz, in the plane"
@@ -249,6 +313,9 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
         "--type-temperature", type=float, default=1.0, help="of the draws of types; below 1 favours likely ones"
     )
     _add_atlas(parser)
+    parser.add_argument(
+        "--differential", metavar="TSV", help="with --expression-only, file for the genes that --set changes"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
 
 
@@ -259,7 +326,10 @@ def _add_atlas(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--denser-atlas", metavar="NEW.zarr", help="that copy, with the new slices, for generate")
     parser.add_argument(
-        "--atlas-origin", default="0,0,0", metavar="ML,DV,AP", help="of the atlas' first pixel, mm (default: 0,0,0)"
+        "--atlas-origin",
+        default="0,0,0",
+        metavar="ML,DV,AP",
+        help="of the atlas' first pixel, mm (default: 0,0,0); --atlas-origin=-1,... if negative",
     )
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="to cut each slab into (default: 1)")
     parser.add_argument(
@@ -280,6 +350,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the null baselines (default: 0)")
     parser.add_argument("--output", metavar="JSON", help="file to write the scores to")
     parser.add_argument("--differential", metavar="TSV", help="file to write the genes to that differ, type by type")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that are there")
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
@@ -290,19 +361,26 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def _read(
-    paths: Sequence[str], arguments: argparse.Namespace, *, sections: bool = True, raw_counts: bool = True
+    paths: Sequence[str],
+    arguments: argparse.Namespace,
+    *,
+    sections: bool = True,
+    raw_counts: bool = True,
+    aligned: bool = True,
 ) -> Cells:
     column = arguments.sections if sections else None
-    return join_cells(
-        [read_cells(path, types=arguments.types, sections=column, raw_counts=raw_counts) for path in paths]
-    )
+    return read_slices(paths, types=arguments.types, sections=column, raw_counts=raw_counts, aligned=aligned)
 
 
 def _read_names(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise InputError(f"--genes is panel, all or a file of names, one a line; {path}: {error.strerror}") from None
+        names = Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
+        raise InputError(f"--genes is panel, all or a file of names, one a line; {path}: {reason}") from None
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} names the gene {twice[0]!r} twice; leave out one of them")
+    return names
 
 
 def _conditions(words: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from teramind.errors import InputError
 from teramind.files import appears_whole
 from teramind.impute.cells import Cells
 
+FORMAT, FORMAT_VERSION = "teramind-differential-expression", 1
 FEWEST_CELLS = 5  # of a type, on each side
 PSEUDO_COUNT = 0.1  # added to both means, so that the fold change of a rare gene stays finite
 
@@ -69,9 +70,20 @@ def differential_expression(cells: Cells, control: Cells) -> list[DifferentialTa
     return tables
 
 
-def write_tables(path: str | Path, tables: Sequence[DifferentialTable]) -> None:
-    """Write tables as one tab-separated file, most significant genes of each type first."""
-    lines = ["type\tgene\tlog2_fold_change\tp_value\tadjusted_p_value"]
+def write_tables(
+    path: str | Path, tables: Sequence[DifferentialTable], compared: str = "cells over their control"
+) -> None:
+    """Write tables as one tab-separated file, most significant genes of each type first.
+
+    Args:
+        path: the file. Its first line, a comment, has the version of the format and what was compared.
+        tables: of the types.
+        compared: what is over what in the fold changes.
+    """
+    lines = [
+        f"# {FORMAT} version {FORMAT_VERSION}: {' '.join(compared.split())}",
+        "type\tgene\tlog2_fold_change\tp_value\tadjusted_p_value",
+    ]
     for table in tables:
         for index in np.lexsort((-np.abs(table.log2_fold_change), table.adjusted)):
             values = (table.log2_fold_change[index], table.p_value[index], table.adjusted[index])

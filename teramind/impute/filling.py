@@ -25,7 +25,7 @@ Panel = Literal["panel", "all"] | Sequence[str]
 
 @dataclass(frozen=True)
 class Filled:
-    """Cells that were never measured, and how they were placed."""
+    """Cells that were never measured, and how they were placed; without expression from ``place``."""
 
     cells: Cells
     placement: Placement
@@ -64,8 +64,31 @@ def fill(
     Raises:
         InputError: no tissue there, a gene or condition that the models do not know.
     """
-    placement = placement or PlacementOptions()
     chosen = choose_genes(models, measured, genes)
+    filled = place(
+        models, measured, plane, region, placement=placement, conditions=conditions,
+        section_thickness=section_thickness, type_temperature=type_temperature, name=name,
+    )  # fmt: skip
+    return replace(filled, cells=generate_expression(models.expression, filled.cells, generation, genes=chosen))
+
+
+def place(
+    models: Models,
+    measured: Cells,
+    plane: Plane,
+    region: Region | None = None,
+    *,
+    placement: PlacementOptions | None = None,
+    conditions: Mapping[str, str] | None = None,
+    section_thickness: float = SECTION_THICKNESS,
+    type_temperature: float = 1.0,
+    name: str = "imputed",
+) -> Filled:
+    """The first two stages of ``fill``: cells with types, whose expression ``generate_expression`` writes.
+
+    Args and errors are those of ``fill``.
+    """
+    placement = placement or PlacementOptions()
     vocabulary = models.expression.vocabulary
     vocabulary.describe(np.zeros(0, str), conditions or {})  # says what is wrong before the work begins
     density = TissueDensity(measured, section_thickness)
@@ -74,7 +97,7 @@ def fill(
     types = models.types.sample(placed.positions, generator, temperature=type_temperature)
     sections = np.full(len(types), name)
     cells = Cells(placed.positions, types, sections=sections, metadata=vocabulary.describe(types, conditions or {}))
-    return Filled(generate_expression(models.expression, cells, generation, genes=chosen), placed)
+    return Filled(cells, placed)
 
 
 def express(
@@ -89,7 +112,7 @@ def express(
 
     Args:
         models: trained.
-        cells: with positions and types, which are kept.
+        cells: with positions and types, which are kept, as are sections and metadata.
         generation: how to write.
         genes: as for ``fill``.
         conditions: as for ``fill``; a diseased tissue's healthy control is its cells with the disease state of health.
@@ -97,7 +120,7 @@ def express(
     chosen = choose_genes(models, cells, genes)
     usual = models.expression.vocabulary.describe(cells.require_types("writing expression"), conditions or {})
     set_anew = conditions or {}
-    metadata = {
+    metadata = dict(cells.metadata) | {
         column: values if column in set_anew else cells.metadata.get(column, values) for column, values in usual.items()
     }
     return generate_expression(models.expression, replace(cells, metadata=metadata), generation, genes=chosen)
@@ -112,7 +135,8 @@ def choose_genes(models: Models, measured: Cells, genes: Panel) -> list[str]:
     known = models.expression.vocabulary.genes
     if genes == "all":
         return sorted(known)
-    chosen = [gene for gene in measured.genes if gene in set(known)] if genes == "panel" else list(genes)
+    expressible = set(known)
+    chosen = [gene for gene in measured.genes if gene in expressible] if genes == "panel" else list(genes)
     if unknown := sorted(set(chosen) - set(known)):
         raise InputError(f"the expression network does not know gene {unknown[0]!r} and {len(unknown) - 1} others")
     if not chosen:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from teramind.engine.lock import OutputLock
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
 from teramind.impute.celltype import TypeConfig, train_types
 from teramind.impute.expression import SIZES, ExpressionConfig, train_expression
-from teramind.impute.gene_order import GeneOrder
+from teramind.impute.gene_order import GeneOrder, order_genes
+from teramind.impute.given import check_given, digests, write_given
 from teramind.impute.location import LocationConfig, train_locations
-from teramind.impute.models import STAGES, Models, model_path, state_path
+from teramind.impute.models import STAGES, Models, given_path, model_path, state_path
 from teramind.impute.sections import find_sections
 from teramind.impute.training import TrainingOptions
 
@@ -59,7 +63,8 @@ PRESETS = {
         ),
     ),
 }
-"""tiny is for trying out (a minute), small for small panels on a CPU, medium the paper's sizes, for a GPU."""
+"""tiny is for trying out (a minute), small for small panels, medium the paper's sizes. Training is for CPUs, on
+which the 5e17 operations of medium take months: give it fewer steps."""
 
 
 def train_models(
@@ -84,11 +89,12 @@ def train_models(
         start: models to go on from (fine-tuning); ``size`` then only says how to train.
         steps: of the three trainings, in place of the preset's.
         seed: of all draws.
-        resume: go on where a killed training stopped.
+        resume: go on where a killed training of the same cells and options stopped, to the same models.
         overwrite: replace models that are there.
 
     Raises:
-        InputError: the folder holds models already, no such size, or cells that cannot be learned from.
+        InputError: the folder holds models already, no such size, cells that cannot be learned from, or a training to
+            go on with that was given something else.
     """
     folder = Path(folder)
     if size not in PRESETS:
@@ -102,12 +108,18 @@ def train_models(
     begin = (None, None, None) if start is None else (start.locations, start.types, start.expression)
     if start is not None and order is not None:
         raise InputError("models to start from have their own gene order; give none beside them")
-    _check_cells(cells, start)
+    if start is None and order is None:
+        order = order_genes(cells.genes, ())
+    _check_cells(cells, order, start)
+    given = digests(cells, options, shapes, order, start)
     paths = [model_path(folder, stage) for stage in STAGES]
     states = [state_path(folder, stage) for stage in STAGES]
     with OutputLock(folder):
-        if not resume:
-            _make_room(folder, [*paths, *states], overwrite)
+        if resume:
+            _check_resumable(folder, given)
+        else:
+            _make_room(folder, [given_path(folder), *paths, *states], overwrite)
+        write_given(given_path(folder), given)
         log.info("training %s", STAGES[0])
         locations = train_locations(cells, options[0], config=shapes[0], start=begin[0], state=states[0], resume=resume)
         locations.save(paths[0])
@@ -122,13 +134,42 @@ def train_models(
     return Models(locations, types, expression)
 
 
-def _check_cells(cells: Cells, start: Models | None) -> None:
+def _check_cells(cells: Cells, order: GeneOrder | None, start: Models | None) -> None:
     """What the last of the trainings would find, after the others have been written."""
     types = cells.require_types("learning types")
     cells.require_counts("learning expression")
     find_sections(cells)
+    labelled = cells[types != ""]
+    if (kinds := len(np.unique(types[types != ""]))) < 2:
+        raise InputError(f"{len(labelled)} cells have a type, of {kinds} kinds; two kinds are needed")
+    find_sections(labelled)
+    known = cells
     if start is not None:
         start.types.encode(types[types != ""])
+        genes = set(start.expression.vocabulary.genes)
+        known = cells.with_genes([name for name in cells.genes if name in genes])
+        if unknown := [name for name in cells.genes if name not in genes]:
+            log.warning("genes that the models do not know are left out: %d, %s for one", len(unknown), unknown[0])
+    elif order is not None and (odd := sorted(set(order.genes) ^ set(cells.genes))):
+        raise InputError(f"the order of genes and the cells differ in {odd[0]!r} and {len(odd) - 1} others")
+    if not known.require_counts("learning expression").data.any():
+        where = "X is all zero" if start is None else "of those that the models know"
+        raise InputError(f"no cell expresses any gene ({where}); put the raw counts into X")
+
+
+def _check_resumable(folder: Path, given: Mapping[str, str]) -> None:
+    """Refuse to go on with a training that was given something else, or whose state is gone."""
+    states = [state_path(folder, stage).exists() for stage in STAGES]
+    for stage, state in zip(STAGES, states, strict=True):
+        if model_path(folder, stage).exists() and not state:
+            raise InputError(
+                f"{model_path(folder, stage)} is finished, and the state of its training is gone, so there is nothing"
+                " to go on with; choose another folder, or replace the models with --overwrite"
+            )
+    if given_path(folder).exists():
+        check_given(given_path(folder), given, folder)
+    elif any(states):
+        raise InputError(f"{folder} does not say which cells its training was given; train anew with --overwrite")
 
 
 def _make_room(folder: Path, paths: list[Path], overwrite: bool) -> None:

@@ -55,12 +55,12 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     except (KeyError, json.JSONDecodeError):
         header = {}
         tensors = {}
-    if header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("version"), int):
         raise InputError(f"{path} holds no model of teramind impute; train writes them")
     if header["version"] > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {header['version']}; this teramind reads up to {FORMAT_VERSION}: update it"
         )
-    if header["kind"] != kind:
-        raise InputError(f"{path} holds {header['kind']}, not {kind}")
+    if header.get("kind") != kind:
+        raise InputError(f"{path} holds {header.get('kind')}, not {kind}")
     return tensors, header

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +117,10 @@ class Mask:
     def __post_init__(self) -> None:
         if self.inside.ndim != 2 or not self.inside.any():
             raise InputError("the mask has no pixel set: the hole is empty")
-        if not self.pixel > 0:
+        if not 0 < self.pixel < np.inf:
             raise InputError(f"the mask's pixel is {self.pixel} mm; it has to be > 0")
+        if not np.isfinite(self.origin).all():
+            raise InputError(f"the mask's origin is {self.origin}; it has to be two numbers, in mm")
 
     @property
     def area(self) -> float:
@@ -169,9 +173,10 @@ def parse_region(text: str) -> Region:
 def _read_mask(path: str) -> Mask:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            inside, origin, pixel = (arrays[name] for name in ("inside", "origin", "pixel"))
+            inside, origin, pixel = (np.asarray(arrays[name]) for name in ("inside", "origin", "pixel"))
             return Mask(inside.astype(bool), (float(origin[0]), float(origin[1])), float(pixel))
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"{path} is no mask ({error}); it has to hold the arrays inside, origin and pixel") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is no mask ({reason}); it has to hold the arrays inside, origin and pixel") from None

@@ -144,7 +144,7 @@ def _restore(
     path: Path,
 ) -> list[float]:
     tensors, header = read_tensors(path, "training")
-    theirs, ours = header["options"], asdict(options)
+    theirs, ours = header.get("options", {}), asdict(options)
     changed = sorted(name for name in ours if name != "save_every" and theirs.get(name) != ours[name])
     if changed:
         was = ", ".join(f"{name} {theirs.get(name)}" for name in changed)
@@ -152,11 +152,15 @@ def _restore(
     shapes = {name: value.shape for name, value in net.state_dict().items()}
     if shapes != {name.removeprefix("net."): value.shape for name, value in tensors.items() if name.startswith("net.")}:
         raise InputError(f"{path} belongs to a network of another shape; start without resume")
+    try:
+        average.update({name: tensors[f"average.{name}"] for name in shapes})
+        for name, parameter in net.named_parameters():
+            optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+        losses = tensors["losses"].tolist()
+    except KeyError as error:
+        raise InputError(f"{path} lacks the tensor {error}; start without resume") from None
     net.load_state_dict({name: tensors[f"net.{name}"] for name in shapes})
-    average.update({name: tensors[f"average.{name}"] for name in shapes})
-    for name, parameter in net.named_parameters():
-        optimizer.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-    return tensors["losses"].tolist()
+    return losses
 
 
 def describe(losses: list[float], options: TrainingOptions) -> dict[str, Any]:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 SPREAD_UM = 3.0
 """Standard deviation of transcripts around their cell's centre, along each axis: the radius of a body is 4 to 8 um."""
 
+REACH = 4  # spreads within which transcripts lie around their cell
+
 
 @dataclass(frozen=True)
 class Slab:
@@ -56,6 +58,33 @@ def check_slab(plane: Plane, thickness: float, slices: int) -> None:
     integer_between("the number of slices", slices, 1, 2**12)
     if not 0 < thickness < np.inf:
         raise InputError(f"the slab's thickness is {thickness} mm; it has to be > 0")
+
+
+def slice_places(plane: Plane, thickness: float, slices: int, origin: Sequence[float]) -> list[float]:
+    """Places (um of the atlas frame) of the slices that a slab is cut into; raises the errors of ``Slab``."""
+    check_slab(plane, thickness, slices)
+    middle, step = 1000 * (plane.offset - origin[2]), 1000 * thickness / slices
+    return [middle + (number - (slices - 1) / 2) * step for number in range(slices)]
+
+
+def check_cells(atlas: Atlas, slabs: Sequence[Slab], origin: Sequence[float], spread_um: float) -> None:
+    """Raise what ``add_virtual_slices`` would for these cells, whose expression may still have to be written.
+
+    Raises:
+        InputError: an impossible spread, no cells, none of their genes in the atlas, or none of them in its frame.
+    """
+    if not 0 <= spread_um < np.inf:
+        raise InputError(f"the spread of transcripts is {spread_um} um; it must not be negative")
+    if not sum(len(slab.cells) for slab in slabs):
+        raise InputError("there are no cells to write as slices")
+    for slab in slabs:
+        if not set(slab.cells.genes) & set(atlas.genes):
+            raise InputError(f"the cells' genes, {', '.join(slab.cells.genes[:3])}, ..., are none of the atlas'")
+    _, height, width = atlas.shape
+    flat = np.concatenate([slab.cells.positions[:, :2] for slab in slabs]) - np.asarray(origin[:2])
+    beyond = np.maximum(-flat, flat - np.array([width, height]) * atlas.pixel_size / 1000).max(axis=1)
+    if not (1000 * beyond <= REACH * spread_um).any():
+        raise InputError("none of the cells lies in the atlas frame: give the ML, DV, AP of its first pixel as origin")
 
 
 @dataclass(frozen=True)
@@ -107,10 +136,9 @@ def add_virtual_slices(
             where the atlas has some already, or ``output`` being the atlas itself.
     """
     atlas = atlas if isinstance(atlas, Atlas) else Atlas.open(atlas)
-    if not 0 <= spread_um < np.inf:
-        raise InputError(f"the spread of transcripts is {spread_um} um; it must not be negative")
-    if not slabs:
-        raise InputError("there are no cells to write as slices")
+    for slab in slabs:
+        slab.cells.require_counts("drawing transcripts")
+    check_cells(atlas, slabs, origin, spread_um)
     new, unknown = [], 0
     for number, slab in enumerate(slabs):
         generator = np.random.default_rng([seed, number])
@@ -118,7 +146,7 @@ def add_virtual_slices(
         known = gene >= 0
         unknown += int((~known).sum())
         around = places[known] - 1000 * np.asarray(origin)
-        new += _cut(slab, around, gene[known], 1000 * (slab.plane.offset - origin[2]), atlas.pixel_size)
+        new += _cut(slab, around, gene[known], origin, atlas.pixel_size)
     total, _, height, width = sum(len(part.gene) for part in new), *atlas.shape
     inside = sum(int(((p.x >= 0) & (p.x < width) & (p.y >= 0) & (p.y < height)).sum()) for p in new)
     if total and not inside:
@@ -138,24 +166,23 @@ def _drawn(
     counts = cells.require_counts("drawing transcripts")
     column = {name: index for index, name in enumerate(atlas_genes)}
     genes = np.array([column.get(name, -1) for name in cells.genes], dtype=np.intp)
-    if not (genes >= 0).any():
-        raise InputError(f"the cells' genes, {', '.join(cells.genes[:3])}, ..., are none of the atlas'")
     entries = counts.tocoo()
     number = np.floor(entries.data + generator.random(entries.nnz)).astype(np.int64)
     owner, gene = (np.repeat(axis, number) for axis in entries.coords)
     return 1000 * cells.positions[owner] + generator.normal(0, spread_um, (len(owner), 3)), genes[gene]
 
 
-def _cut(slab: Slab, places: Positions, gene: NDArray[np.intp], middle: float, pixel_size: float) -> list[NewSlice]:
+def _cut(
+    slab: Slab, places: Positions, gene: NDArray[np.intp], origin: Sequence[float], pixel_size: float
+) -> list[NewSlice]:
     """Slices of transcripts at places (n, 3) um around a slab's middle."""
-    thickness = 1000 * slab.thickness
-    step = thickness / slab.slices
+    thickness, middle = 1000 * slab.thickness, 1000 * (slab.plane.offset - origin[2])
     beyond = np.mod(places[:, 2] - (middle - thickness / 2), 2 * thickness)
     height = thickness - np.abs(thickness - beyond)  # above the lower face, reflected at both
-    index = np.minimum((height / step).astype(np.intp), slab.slices - 1)
+    index = np.minimum((height * slab.slices / thickness).astype(np.intp), slab.slices - 1)
     found = []
-    for number in range(slab.slices):
+    for number, z in enumerate(slice_places(slab.plane, slab.thickness, slab.slices, origin)):
         rows = index == number
         x, y = places[rows, :2].T / pixel_size
-        found.append(NewSlice(middle + (number - (slab.slices - 1) / 2) * step, x, y, gene[rows]))
+        found.append(NewSlice(z, x, y, gene[rows]))
     return found

@@ -1,13 +1,14 @@
 """AnnData in and out: round trips, and every way in which a file can be wrong, in one sentence."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
-from teramind.impute.data import read_cells, write_cells
+from teramind.impute.data import NAMES, read_cells, read_slices, write_cells
 from teramind.impute.sections import find_sections
 
 anndata = pytest.importorskip("anndata")
@@ -49,7 +50,8 @@ def test_what_is_in_a_file(tmp_path):
     unknown = data.obs["cluster"].isna().to_numpy()
     assert (cells.types[unknown] == "").all()
     assert set(cells.types[~unknown]) == {"L4", "L5"}
-    assert set(cells.metadata) == {"cluster", "disease_state"}
+    assert set(cells.metadata) == {"cluster", "disease_state", NAMES}
+    assert cells.metadata[NAMES].tolist() == list(data.obs_names)
     assert [(section.name, section.axis, len(section.rows)) for section in find_sections(cells)] == [
         ("s0", 2, 61), ("s1", 2, 61), ("s2", 2, 61),
     ]  # fmt: skip
@@ -76,6 +78,51 @@ def test_round_trip_through_our_own_file(tmp_path, rows):
     foreign = anndata.read_h5ad(path)
     assert json.loads(foreign.uns["teramind"]) == {"format": "teramind-cells", "version": 1, "seed": 5}
     np.testing.assert_array_equal(foreign.obsm["spatial"], cells.positions)
+
+
+def test_new_types_are_written_over_those_that_were_read(tmp_path):
+    cells = read_cells(saved(example(), tmp_path))
+    path = tmp_path / "made.h5ad"
+    write_cells(path, replace(cells, types=np.full(len(cells), "new")))
+    assert set(read_cells(path).types) == {"new"}
+    assert list(anndata.read_h5ad(path).obs_names) == cells.metadata[NAMES].tolist()
+
+
+def test_columns_and_names_are_kept(tmp_path):
+    data = example()
+    data.obs["kind"], data.obs["slide"] = data.obs["cluster"], data.obs["brain_section_label"]
+    cells = read_cells(saved(data, tmp_path), types="kind", sections="slide")
+    path = tmp_path / "made.h5ad"
+    write_cells(path, cells, types="kind", sections="slide")
+    again = read_cells(path, types="kind", sections="slide")
+    np.testing.assert_array_equal(again.types, cells.types)
+    np.testing.assert_array_equal(again.sections, cells.sections)
+    assert "brain_section_label" not in anndata.read_h5ad(path).obs
+
+
+def test_rows_of_one_name_from_two_files_get_names_of_their_own(tmp_path):
+    data = example()
+    first, second, _ = in_files(data, tmp_path)
+    other = anndata.read_h5ad(second)
+    other.obs_names = data.obs_names[:61]
+    other.write_h5ad(second)
+    cells = read_slices([first, second])
+    write_cells(tmp_path / "made.h5ad", cells)
+    names = list(anndata.read_h5ad(tmp_path / "made.h5ad").obs_names)
+    assert len(set(names)) == len(names) == 122
+    assert names[:61] == list(data.obs_names[:61])
+
+
+def test_sections_that_need_not_be(tmp_path):
+    data = example()
+    first, second, third = in_files(data, tmp_path)
+    other = anndata.read_h5ad(second)
+    del other.obs["brain_section_label"]
+    other.obsm["aligned_spatial"] += 5
+    other.write_h5ad(second)
+    cells = read_slices([first, second, third], aligned=False)
+    assert cells.sections.tolist() == ["s0"] * 61 + [""] * 61 + ["s2"] * 61
+    assert read_cells(second, aligned=False).sections is None
 
 
 def without_positions(data):
@@ -123,9 +170,26 @@ def same_genes(data):
     data.var_names = ["g0"] * 13
 
 
+def text_coordinates(data):
+    for name in ("x_ccf", "y_ccf", "z_ccf"):
+        data.obs[name] = "front"
+    del data.obsm["aligned_spatial"]
+
+
+def no_section(data):
+    data.obs["brain_section_label"] = data.obs["brain_section_label"].where(np.arange(183) != 4)
+
+
+def newer(data):
+    data.uns["teramind"] = json.dumps({"format": "teramind-cells", "version": 2})
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (text_coordinates, "z_ccf' does not hold numbers"),
+        (no_section, "1 of 183 cells name no section"),
+        (newer, "cells of format 2"),
         (without_positions, "not aligned"),
         (two_columns, "cells, 3"),
         (nan_position, "cell 7 .*nan"),
@@ -149,6 +213,42 @@ def test_one_sentence_on_what_is_wrong(tmp_path, spoil, words):
         read_cells(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def in_files(data, tmp_path):
+    """Each section in a file of its own."""
+    paths = []
+    for name, rows in data.obs.groupby("brain_section_label", observed=True).groups.items():
+        paths.append(tmp_path / f"{name}.h5ad")
+        data[rows].copy().write_h5ad(paths[-1])
+    return paths
+
+
+def test_slices_in_separate_files_are_those_of_one(tmp_path):
+    data = example()
+    cells, whole = read_slices(in_files(data, tmp_path)), read_cells(saved(data, tmp_path))
+    np.testing.assert_array_equal(cells.positions, whole.positions)
+    np.testing.assert_array_equal(cells.sections, whole.sections)
+    np.testing.assert_array_equal(cells.counts.toarray(), whole.counts.toarray())
+
+
+def test_slices_in_separate_files_are_checked_against_each_other(tmp_path):
+    data = example()
+    shifted_slice(data)
+    with pytest.raises(InputError, match=r"'s0' and 's1' .*overlap"):
+        read_slices(in_files(data, tmp_path))
+
+
+def test_two_files_with_one_section_name_are_refused(tmp_path):
+    data = example()
+    first, second, _ = in_files(data, tmp_path)
+    other = anndata.read_h5ad(second)
+    other.obs["brain_section_label"] = "s0"
+    other.write_h5ad(second)
+    with pytest.raises(InputError, match=r"'s0' is in .*s0\.h5ad and in .*s1\.h5ad"):
+        read_slices([first, second])
+    with pytest.raises(InputError, match="'s0' is in"):
+        read_slices([first, first])
 
 
 def test_files_that_are_none(tmp_path):

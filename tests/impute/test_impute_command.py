@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from synthetic_brain import SICK_TYPES, coronal_series
 
 from teramind.cli import main
 from teramind.impute.cells import Cells, join_cells
-from teramind.impute.data import read_cells, write_cells
+from teramind.impute.data import NAMES, read_cells, write_cells
 from teramind.impute.differential import differential_expression, write_tables
 from teramind.impute.evaluation import compare
 from teramind.impute.filling import express, fill
+from teramind.impute.model_files import read_tensors, write_tensors
 from teramind.impute.models import Models
 from teramind.impute.placement import PlacementOptions
 from teramind.impute.planes import Plane
@@ -26,6 +28,8 @@ from teramind.impute.regions import Disc
 pytest.importorskip("anndata")
 
 QUICK = ["--size", "tiny", "--steps-locations", "120", "--steps-types", "120", "--steps-expression", "120"]
+
+THREE_STEPS = ["--size", "tiny", "--steps-locations", "3", "--steps-types", "3", "--steps-expression", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +121,74 @@ def test_a_killed_training_goes_on_to_the_same_models(folder, trained):
         assert (again / f"{name}.safetensors").read_bytes() == (trained / f"{name}.safetensors").read_bytes()
 
 
-def test_fine_tuning_from_the_command(folder, trained, slices):
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A folder of models after three steps each."""
+    assert main(["impute", "train", *measured_files(folder), "--models", str(folder / "finished"), *THREE_STEPS]) == 0
+    return folder / "finished"
+
+
+def files_of(models):
+    return {path.relative_to(models): path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+
+def of_another_tissue(folder):
+    write_cells(folder / "one.h5ad", read_cells(folder / "front.h5ad"))
+    return [str(folder / "one.h5ad")], []
+
+
+def with_another_order(folder):
+    (folder / "edges.tsv").write_text("source\ttarget\ngene005\tgene001\n")
+    return measured_files(folder), ["--grn", str(folder / "edges.tsv")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (of_another_tissue, "other positions, sections, types, expression, labels;"),
+        (with_another_order, "other order of genes;"),
+        (lambda folder: (measured_files(folder), ["--start", str(folder / "models")]), "models to start from"),
+        (lambda folder: (measured_files(folder), ["--seed", "1"]), "other seed;"),
+        (lambda folder: (measured_files(folder), ["--steps-types", "4"]), "steps or options for types;"),
+        (lambda folder: (measured_files(folder), ["--size", "small"]), "size"),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_a_training_goes_on_with_the_same_alone(folder, finished, change, said, capsys):
+    before = files_of(finished)
+    data, words = change(folder)
+    assert main(["impute", "train", *data, "--models", str(finished), *THREE_STEPS, *words, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert files_of(finished) == before
+
+
+def test_finished_models_are_not_replaced_by_resuming(folder, finished, tmp_path, capsys):
+    words = ["impute", "train", *measured_files(folder), *THREE_STEPS, "--resume", "--models"]
+    before = files_of(finished)
+    assert main([*words, str(finished)]) == 0
+    assert files_of(finished) == before
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "training" / "given.json").unlink()
+    assert main([*words, str(copy)]) == 2
+    assert "does not say which cells" in capsys.readouterr().err
+    shutil.rmtree(copy / "training")
+    before = files_of(copy)
+    assert main([*words, str(copy)]) == 2
+    assert "nothing to go on with" in capsys.readouterr().err
+    assert files_of(copy) == before
+
+
+def test_fine_tuning_from_the_command(folder, trained, slices, caplog):
+    """On a panel that lacks genes and has one that the models do not know."""
     new = folder / "new.h5ad"
-    write_cells(new, join_cells(slices[2:4]).with_genes(slices[0].genes[:15]))
+    write_cells(new, join_cells(slices[2:4]).with_genes([*slices[0].genes[:15], "unheard"]))
     words = [str(new), "--models", str(folder / "tuned"), "--start", str(trained), *QUICK[:2]]
     few = ["--steps-locations", "5", "--steps-types", "5", "--steps-expression", "5"]
     assert main(["impute", "train", *words, *few]) == 0
+    assert "genes that the models do not know are left out: 1, unheard for one" in caplog.text
     tuned = Models.load(folder / "tuned")
     assert tuned.expression.vocabulary.genes == Models.load(trained).expression.vocabulary.genes
 
@@ -132,20 +198,35 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
     truth, _ = held_out
     small, made = folder / "small.h5ad", folder / "extended.h5ad"
     kept = [gene for index, gene in enumerate(brain.genes) if index % 3]
-    write_cells(small, truth.with_genes(kept))
+    names = np.array([f"row {index}" for index in range(len(truth))])
+    named = replace(truth, metadata=dict(truth.metadata) | {NAMES: names})
+    write_cells(small, named.with_genes(kept), types="kind", sections="slide")
     words = [str(small), "--output", str(made), "--expression-only", "--genes", "all"]
-    assert main(["impute", "fill", str(trained), *words]) == 0
-    cells = read_cells(made, sections=None, raw_counts=False)
+    assert main(["impute", "fill", str(trained), *words, "--types", "kind", "--sections", "slide"]) == 0
+    cells = read_cells(made, types="kind", sections="slide", raw_counts=False)
+    np.testing.assert_array_equal(cells.sections, truth.sections)
+    np.testing.assert_array_equal(cells.metadata[NAMES], names)
     np.testing.assert_array_equal(cells.positions, truth.positions)
     np.testing.assert_array_equal(cells.types, truth.types)
     lacking = cells.with_genes([gene for gene in brain.genes if gene not in kept])
     assert (lacking.counts.sum(axis=0) > 0).all()
 
 
+def broken_files(folder):
+    (folder / "latin1.txt").write_bytes("gène".encode("latin-1"))
+    (folder / "twice.txt").write_text("gene003\ngene001\ngene003\n")
+    (folder / "empty.npz").write_bytes(b"")
+    mask = {"inside": np.ones((3, 3), bool), "pixel": 0.1}
+    np.savez(folder / "torn.npz", origin=[0.0, 0.0], **mask)
+    (folder / "torn.npz").write_bytes((folder / "torn.npz").read_bytes()[:-40])
+    np.savez(folder / "nowhere.npz", origin=[np.nan, 0.0], **mask)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--plane", "coronal:9"], "outside the tissue"),
+        (["--plane=-1,2,2,1,0,0"], "outside the tissue"),
         (["--plane", "coronal:nan"], "not finite"),
         (["--plane", "coronal:4", "--hole", "disc:2,2,0"], "empty"),
         (["--plane", "coronal:4", "--hole", "polygon:1,1,2,2,3,3"], "empty"),
@@ -159,17 +240,46 @@ def test_measured_cells_get_genes_that_they_lack(folder, trained, brain, held_ou
         (["--plane", "coronal:4", "--genes", "absent.txt"], "absent.txt"),
         (["--plane", "coronal:4", "--types", "kind"], "no column 'kind'"),
         (["--plane", "coronal:4", "--section-thickness", "0"], "thickness of a section"),
+        (["--plane", "coronal:4", "--genes", "latin1.txt"], "no UTF-8 text"),
+        (["--plane", "coronal:4", "--genes", "twice.txt"], "names the gene 'gene003' twice"),
+        (["--plane", "coronal:4", "--hole", "mask:empty.npz"], "empty.npz is no mask"),
+        (["--plane", "coronal:4", "--hole", "mask:torn.npz"], "torn.npz is no mask"),
+        (["--plane", "coronal:4", "--hole", "mask:nowhere.npz"], "origin is (nan, 0.0)"),
+        (["--plane", "coronal:4", "--differential", "genes.tsv"], "give --expression-only and --set"),
+        (["--expression-only", "--differential", "genes.tsv"], "give --expression-only and --set"),
         ([], "either --plane"),
+        (["--plane", "coronal:4", "--output", "OUTPUT.csv"], "written as .h5ad"),
+        (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad/made.h5ad"], "no folder that can be written"),
+        (["--plane", "coronal:4", "--output", "FOLDER/front.h5ad"], "exists"),
     ],
 )
-def test_one_sentence_and_nothing_half_written(folder, trained, words, said, capsys):
+def test_one_sentence_and_nothing_half_written(folder, trained, words, said, tmp_path, monkeypatch, capsys):
     output = folder / "never.h5ad"
+    words = [word.replace("FOLDER", str(folder)) for word in words]
+    monkeypatch.chdir(tmp_path)
+    broken_files(tmp_path)
     before = sorted(path.name for path in folder.iterdir())
     assert main(["impute", "fill", str(trained), *measured_files(folder), "--output", str(output), *words]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_failing_evaluation_leaves_no_scores(folder, held_out, tmp_path, capsys):
+    other = tmp_path / "other.h5ad"
+    write_cells(other, replace(held_out[0], types=np.array([f"other {name}" for name in held_out[0].types])))
+    scores, table = tmp_path / "scores.json", tmp_path / "genes.tsv"
+    words = ["impute", "evaluate", str(folder / "truth.h5ad"), str(other), "--output", str(scores), "--radii", "0.05"]
+    assert main([*words, "--differential", str(table)]) == 2
+    assert "no type has" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["other.h5ad"]
+    scores.write_text("kept")
+    assert main(words) == 2
+    assert "exists" in capsys.readouterr().err
+    assert scores.read_text() == "kept"
+    assert main([*words, "--overwrite"]) == 0
+    assert json.loads(scores.read_text())["version"] == 1
 
 
 def unaligned(cells):
@@ -180,9 +290,46 @@ def of_another_type(cells):
     return replace(cells, types=np.where(np.arange(len(cells)) == 5, "unheard", cells.types))
 
 
+@pytest.mark.parametrize("task", ["train", "fill"])
+@pytest.mark.parametrize(("shift", "name", "said"), [(5.0, "moved", "hardly overlap"), (0.0, "coronal02", "is in")])
+def test_files_that_do_not_fit_together(folder, trained, slices, tmp_path, task, shift, name, said, capsys):
+    other, section = tmp_path / "other.h5ad", np.full(len(slices[3]), name)
+    write_cells(other, replace(slices[3], positions=slices[3].positions + np.array([shift, 0, 0]), sections=section))
+    before = sorted(path.name for path in folder.iterdir())
+    data = [str(folder / "front.h5ad"), str(other)]
+    never = str(tmp_path / "never.h5ad")
+    words = [*data, "--models", never, *QUICK]
+    if task == "fill":
+        words = [str(trained), *data, "--output", never, "--plane", "coronal:4"]
+    assert main(["impute", task, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["other.h5ad"]
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def of_one_type(cells):
+    return replace(cells, types=np.full(len(cells), "one"))
+
+
+def with_two_labelled_cells(cells):
+    """In a slice whose other cells have no type."""
+    rows = np.flatnonzero(cells.sections == cells.sections[0])[2:]
+    return replace(cells, types=np.where(np.isin(np.arange(len(cells)), rows), "", cells.types))
+
+
+def of_other_genes(cells):
+    return replace(cells, genes=tuple(f"other{index}" for index in range(len(cells.genes))))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words", "said"),
     [
+        (lambda cells: replace(cells, counts=cells.counts * 0), [], "X is all zero"),
+        (of_other_genes, ["--start", "models"], "those that the models know"),
+        (of_one_type, [], "two kinds are needed"),
+        (with_two_labelled_cells, [], "has 2 cells"),
         (lambda cells: cells, ["--types", "kind"], "no column 'kind'"),
         (lambda cells: cells, ["--sections", "slide"], "no column 'slide'"),
         (unaligned, [], "hardly overlap"),
@@ -205,7 +352,8 @@ def test_training_says_what_is_wrong_and_writes_nothing(trained, slices, tmp_pat
     assert main(["impute", "train", str(path), "--models", str(tmp_path / "never"), *QUICK, *words]) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert error.count("\n") == 1
+    assert error.count("teramind: error") == 1
+    assert error.endswith("\n")
     assert [made.name for made in tmp_path.iterdir()] == ["spoilt.h5ad"]
 
 
@@ -217,6 +365,29 @@ def test_models_that_are_not_there(folder, trained, tmp_path, capsys):
     os.link(trained / "locations.safetensors", tmp_path / "half" / "locations.safetensors")
     assert main(["impute", "fill", str(tmp_path / "half"), *words]) == 2
     assert "types.safetensors: finish" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("locations", lambda header: header["config"].update(width=7)),
+        ("types", lambda header: header["names"].append("another")),
+        ("types", lambda header: header["config"].update(colour="red")),
+        ("expression", lambda header: header.pop("vocabulary")),
+        ("expression", lambda header: header["config"].update(width=16)),
+    ],
+)
+def test_a_header_that_does_not_fit_its_tensors(folder, trained, tmp_path, stage, change, capsys):
+    models = tmp_path / "models"
+    shutil.copytree(trained, models, ignore=shutil.ignore_patterns("training"))
+    tensors, header = read_tensors(models / f"{stage}.safetensors", stage)
+    change(header)
+    write_tensors(models / f"{stage}.safetensors", stage, tensors, header)
+    words = [*measured_files(folder), "--output", str(tmp_path / "x.h5ad"), "--plane", "coronal:4"]
+    assert main(["impute", "fill", str(models), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"{stage}.safetensors was changed: its header" in error
+    assert error.count("\n") == 1
 
 
 def test_a_hole_by_its_function(location_model, expression_model, slices, measured, held_out, trained):
@@ -259,6 +430,30 @@ def test_the_healthy_control_of_a_sick_tissue(brain, measured, expression_model)
             assert len(table.found(fold=2)) <= 3
 
 
+def test_differences_from_the_command(brain, slices, tmp_path, capsys):
+    """Models of both states; the same cells, sick, written as they are and healthy."""
+    sick = coronal_series(brain, 4, seed=3, sick=True)[1]
+    write_cells(tmp_path / "sick.h5ad", sick)
+    write_cells(tmp_path / "healthy.h5ad", slices[2])
+    data = [str(tmp_path / "sick.h5ad"), str(tmp_path / "healthy.h5ad")]
+    assert main(["impute", "train", *data, "--models", str(tmp_path / "both"), *QUICK]) == 0
+    made, again, table = tmp_path / "made.h5ad", tmp_path / "again.h5ad", tmp_path / "genes.tsv"
+    words = ["impute", "fill", str(tmp_path / "both"), data[0], "--expression-only", "--output"]
+    assert main([*words, str(made), "--set", "disease_state=healthy", "--differential", str(table)]) == 0
+    lines = table.read_text().splitlines()
+    assert lines[0].startswith("# teramind-differential-expression version 1: ")
+    assert "disease_state=healthy, both generated" in lines[0]
+    assert main([*words, str(again)]) == 0
+    capsys.readouterr()
+    compared = tmp_path / "compared.tsv"
+    words = ["impute", "evaluate", "--radii", "0.05", "--differential", str(compared)]
+    assert main([*words, str(again), str(made)]) == 0
+    assert compared.read_text().splitlines()[1:] == lines[1:]
+    capsys.readouterr()
+    assert main([*words, "--overwrite", data[0], str(made)]) == 2
+    assert "compare counts with generated values" in capsys.readouterr().err
+
+
 def test_a_table_of_differences(tmp_path):
     generator = np.random.default_rng(0)
     types = np.repeat(["a", "b", "rare"], [200, 200, 2])
@@ -279,5 +474,6 @@ def test_a_table_of_differences(tmp_path):
     path = tmp_path / "differences.tsv"
     write_tables(path, tables)
     rows = path.read_text().splitlines()
-    assert rows[1].startswith("a\tg3\t1.")
-    assert len(rows) == 1 + 22
+    assert rows[0] == "# teramind-differential-expression version 1: cells over their control"
+    assert rows[2].startswith("a\tg3\t1.")
+    assert len(rows) == 2 + 22

@@ -81,6 +81,17 @@ def test_other_options_or_networks_are_refused(tmp_path):
         train(other, lambda _: other.weight.sum(), TrainingOptions(steps=5, batch=5), state, resume=True)
 
 
+def test_a_state_that_lacks_something_is_refused(tmp_path):
+    state = tmp_path / "state.safetensors"
+    options = TrainingOptions(steps=5, batch=5)
+    run(options, state)
+    tensors, header = read_tensors(state, "training")
+    del tensors["losses"]
+    write_tensors(state, "training", tensors, {"options": header["options"]})
+    with pytest.raises(InputError, match="lacks the tensor 'losses'"):
+        run(options, state, resume=True)
+
+
 def test_a_loss_that_is_no_number_stops():
     net = small_net()
     with pytest.raises(ComputationError, match="nan at step 0"):
@@ -111,6 +122,10 @@ def test_files_are_checked(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata={"teramind": json.dumps(newer)})
     with pytest.raises(InputError, match="format 99"):
         read_tensors(path, "types")
+    for header in ([1], {"format": "teramind-impute", "kind": "types"}):
+        safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata={"teramind": json.dumps(header)})
+        with pytest.raises(InputError, match="no model"):
+            read_tensors(path, "types")
     safetensors.torch.save_file({"a": torch.ones(1)}, path)
     with pytest.raises(InputError, match="no model"):
         read_tensors(path, "types")

@@ -1,6 +1,7 @@
 """Imputed cells as slices of an atlas: counts kept, slices in order, and a network makes an image of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,7 +155,41 @@ def brain_atlas(tmp_path_factory, brain):
     return path
 
 
-def test_filled_cells_become_slices_by_the_command(tmp_path, brain_atlas, measured, capsys):
+def refuse_expression(monkeypatch):
+    """What is wrong with an atlas is said before expression, the long part, is written."""
+
+    def refused(*_, **__):
+        raise AssertionError("expression was written")
+
+    monkeypatch.setattr("teramind.impute.command.generate_expression", refused)
+
+
+def test_no_atlas_is_left_where_the_cells_cannot_be_written(tmp_path, brain_atlas, measured, monkeypatch, capsys):
+    """Expression is made up; the disk is full."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "made.h5ad")
+
+    def expressed(_, cells, __, *, genes):
+        return replace(cells, counts=csr_array(np.ones((len(cells), len(genes)))), genes=tuple(genes))
+
+    pytest.importorskip("anndata")
+    from teramind.impute.data import write_cells
+
+    write_cells(tmp_path / "measured.h5ad", measured)
+    data, models = str(tmp_path / "measured.h5ad"), str(tmp_path / "models")
+    few = [word for stage in ("locations", "types", "expression") for word in (f"--steps-{stage}", "3")]
+    assert main(["impute", "train", data, "--models", models, "--size", "tiny", *few]) == 0
+    monkeypatch.setattr("teramind.impute.command.generate_expression", expressed)
+    monkeypatch.setattr("teramind.impute.command.write_cells", full)
+    words = ["impute", "fill", models, data, "--output", str(tmp_path / "made.h5ad"), "--plane", "coronal:4.1"]
+    atlas = ["--atlas", str(brain_atlas), "--denser-atlas", str(tmp_path / "denser.zarr")]
+    assert main([*words, *atlas, "--atlas-origin", "1.9,1.9,4", "--steps", "3"]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["measured.h5ad", "models"]
+
+
+def test_filled_cells_become_slices_by_the_command(tmp_path, brain_atlas, measured, monkeypatch, capsys):
     pytest.importorskip("anndata")
     from teramind.impute.data import read_cells, write_cells
 
@@ -176,6 +211,20 @@ def test_filled_cells_become_slices_by_the_command(tmp_path, brain_atlas, measur
     ):
         assert main([*words, *where, *wrong]) == 2
         assert said in capsys.readouterr().err
+    refuse_expression(monkeypatch)
+    for wrong, said in (
+        (["--atlas", str(tmp_path / "absent.zarr")], "there is no atlas"),
+        (["--denser-atlas", str(tmp_path / "absent" / "denser.zarr")], "make it first"),
+        (["--denser-atlas", str(brain_atlas)], "atlas itself"),
+        (["--denser-atlas", str(tmp_path / "models"), "--overwrite"], "is no atlas"),
+        (["--atlas-origin", "9,9,4"], "as origin"),
+        (["--atlas-origin", "1.9,1.9,4.095"], "two slices"),
+        (["--spread-um", "-1"], "spread"),
+        (["--output", str(tmp_path / "made.csv")], "written as .h5ad"),
+    ):
+        assert main([*words, *planes, *where, *wrong]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.undo()
     assert main([*words, *planes]) == 2
     assert "go together" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
