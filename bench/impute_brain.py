@@ -3,18 +3,21 @@
 python bench/impute_brain.py [--seeds 21 22 23] [--workers 1] [--folder FOLDER] [--toy]
 
 A brain is an ellipsoid of a phantom's cells (18 types, 70 genes): twelve coronal sections of some 3,000 cells, 0.2 mm
-apart, of which three are held out. Each seed is another brain, trained on and filled anew. Lines of the table:
+apart, of which three are held out and one has a hole of 0.15 mm; what is held out or was in the hole is shown to
+nothing, neither networks nor rules. Each seed is another brain, trained on and filled anew. Lines of the table:
 
 - imputed: the three stages; with "true places" or "true types" given the truth of the stages before, with "likely
-  types" drawn at a temperature of 0.5, on held-out slices;
-- baseline: the paper's rules on the same measured slices (where there are fine-tuning slices: on those);
+  types" drawn at a temperature of 0.5, with "even types" drawn evenly among neighbours, on held-out slices;
+- baseline: the paper's rules on the same measured slices (where there are fine-tuning slices: on those); in the hole,
+  for as many cells as are imputed;
 - drawn anew: other cells of the same anatomy, which is what a perfect sampler of cells gives;
 - null baselines: what knowing nothing, or one profile for all of the tissue, scores.
 
-Experiments: slices held out; a hole of 0.15 mm in a slice; a sagittal cut, from coronal slices alone and after
-fine-tuning on four sagittal ones; a second panel on another brain of the same anatomy, which lacks a third of the genes
-and catches 60 % of the transcripts, before and after fine-tuning on four of its slices; the healthy control of sick
-tissue. Intervals are 95 % (Student's t) over the targets of all seeds. FOLDER gets scores.json and the figures.
+Experiments: slices held out; the hole; a sagittal cut, from coronal slices alone and after fine-tuning on four sagittal
+ones; a second panel on another brain of the same anatomy, which lacks a third of the genes and catches 60 % of the
+transcripts, before and after fine-tuning on four of its slices; the healthy control of sick tissue, by an expression
+network of its own that has seen sick sections. Intervals are 95 % (Student's t) over the targets of all seeds. FOLDER
+gets scores.json and the figures.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from teramind.impute.cells import Cells, join_cells
 from teramind.impute.celltype import train_types
 from teramind.impute.differential import differential_expression
 from teramind.impute.evaluation import REPORTED, compare
-from teramind.impute.expression import train_expression
+from teramind.impute.expression import ExpressionModel, train_expression
 from teramind.impute.filling import express, fill
 from teramind.impute.fitting import PRESETS
 from teramind.impute.gene_order import order_genes
@@ -57,6 +60,7 @@ BROKEN, HOLE_RADIUS = 5, 0.15  # the slice with the hole, mm
 CAUGHT = 0.6  # of the transcripts, by the second panel
 IGNORANT = ("shuffled rows", "mean profile")  # nulls that are not given the true cells
 LIKELY = 0.5  # temperature of types for one line of the table
+LAYOUT = ("count_ratio", "density_error", "spacing_error", "copies", "chance_copies", "log_likelihood")
 FOLD = 1.5  # least change of a gene that counts as differing
 
 
@@ -80,15 +84,18 @@ class Scale:
 
 
 def train_all(cells: Cells, scale: Scale, seed: int) -> Models:
-    """The three networks; where cells lie and what they are is learned from the healthy ones, without their copies."""
-    chosen = PRESETS[scale.preset]
-    options = scale.options(seed)
-    healthy = cells[cells.metadata["disease_state"] == "healthy"]
+    """The three networks."""
+    chosen, options = PRESETS[scale.preset], scale.options(seed)
     return Models(
-        train_locations(healthy, options[0], config=chosen.shapes[0]),
-        train_types(healthy, options[1], config=chosen.shapes[1]),
-        train_expression(cells, options[2], config=chosen.shapes[2], order=order_genes(GENES, regulatory_edges())),
+        train_locations(cells, options[0], config=chosen.shapes[0]),
+        train_types(cells, options[1], config=chosen.shapes[1]),
+        learn_expression(cells, scale, seed),
     )
+
+
+def learn_expression(cells: Cells, scale: Scale, seed: int) -> ExpressionModel:
+    order = order_genes(GENES, regulatory_edges())
+    return train_expression(cells, scale.options(seed)[2], config=PRESETS[scale.preset].shapes[2], order=order)
 
 
 def fine_tune(models: Models, cells: Cells, scale: Scale, seed: int) -> Models:
@@ -110,16 +117,36 @@ def of_known_types(cells: Cells, models: Models) -> Cells:
 
 
 class Results:
-    """Scores by experiment, line, metric and radius: a value a target."""
+    """Scores by experiment, line, metric and radius, and of layouts by experiment, line and score: a value a target."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, str, str, float], list[float]] = {}
+        self.layouts: dict[tuple[str, str, str], list[float]] = {}
 
-    def add(self, experiment: str, truth: Cells, predictions: dict[str, Cells], plane: Plane) -> None:
-        for name, metrics in compare(truth, predictions, plane, radii=RADII, threads=1).soft.items():
+    def add(self, experiment: str, truth: Cells, predictions: dict[str, Cells], plane: Plane, given: Cells) -> None:
+        found = compare(truth, predictions, plane, given=given, radii=RADII, threads=1)
+        for name, metrics in found.soft.items():
             for metric, radii in metrics.items():
                 for radius, value in radii.items():
                     self.values.setdefault((experiment, name, metric, radius), []).append(value)
+        for name in predictions:
+            if "true" not in name and "types" not in name:  # others have places of their own
+                for score in LAYOUT:
+                    value = getattr(found.layout[name], score)
+                    self.layouts.setdefault((experiment, name, score), []).append(value)
+
+    def join(self, other: Results) -> None:
+        for mine, theirs in ((self.values, other.values), (self.layouts, other.layouts)):
+            for key, found in theirs.items():
+                mine.setdefault(key, []).extend(found)
+
+    def layout_table(self) -> str:
+        """Where cells lie: number and density beside the true ones, distances in um, copies beside their chance."""
+        lines = [" " * 44 + "".join(f"{score.replace('_', ' '):<16}" for score in LAYOUT)]
+        for experiment, name in dict.fromkeys(key[:2] for key in self.layouts):
+            columns = (interval(self.layouts[experiment, name, score]) for score in LAYOUT)
+            lines.append(f"{experiment:18}{name:26}" + "".join(f"{column:<16}" for column in columns))
+        return "\n".join(lines)
 
     def above_nulls(self, experiment: str, name: str, radius: float) -> np.ndarray:
         """F1 of each target, less that of the better of the nulls that do not know the true cells."""
@@ -173,9 +200,14 @@ class Experiments:
         self.spacing, self.hole_radius = SPACING * scale.brain, HOLE_RADIUS * scale.brain
         self.placement = PlacementOptions(seed=seed)
         self.slices = self.brain.coronal_series(spacing=self.spacing)
-        self.measured = join_cells([part for index, part in enumerate(self.slices) if index not in HELD_OUT])
-        sick = self.brain.coronal_series(3, spacing=3 * self.spacing, name="sick ", drawn=1, sick=True)
-        self.models = train_all(join_cells([self.measured, *sick]), scale, seed)
+        flat = plane_of(self.slices[BROKEN]).flatten(self.slices[BROKEN].positions)
+        middle = np.median(flat, axis=0)
+        self.disc = Disc((float(middle[0]), float(middle[1])), self.hole_radius)
+        self.in_hole = self.disc.contains(flat)
+        shown = [*self.slices]
+        shown[BROKEN] = self.slices[BROKEN][~self.in_hole]
+        self.measured = join_cells([part for index, part in enumerate(shown) if index not in HELD_OUT])
+        self.models = train_all(self.measured, scale, seed)
 
     def imputed(
         self, models: Models, measured: Cells, plane: Plane, hole: Disc | None = None, temperature: float = 1.0
@@ -188,7 +220,8 @@ class Experiments:
             truth, plane = self.slices[index], plane_of(self.slices[index])
             types = self.models.types.sample(truth.positions, torch.Generator().manual_seed(self.seed))
             predictions = {
-                "imputed": self.imputed(self.models, self.measured, plane),
+                "imputed": (imputed := self.imputed(self.models, self.measured, plane)),
+                "imputed, even types": self.with_even_types(imputed),
                 "imputed, likely types": self.imputed(self.models, self.measured, plane, temperature=LIKELY),
                 "imputed, true places": express(self.models, replace(truth, types=types)),
                 "imputed, true types": replace(
@@ -197,26 +230,27 @@ class Experiments:
                 "baseline": baseline.predict(self.measured, plane, seed=self.seed),
                 "drawn anew": self.brain.cut(plane, drawn=2),
             }
-            self.results.add("slices held out", truth, predictions, plane)
+            self.results.add("slices held out", truth, predictions, plane, self.measured)
         return truth, predictions, plane
 
+    def with_even_types(self, cells: Cells) -> Cells:
+        types = self.models.types.sample(cells.positions, torch.Generator().manual_seed(self.seed), draws="even")
+        return express(self.models, replace(cells, types=types))
+
     def hole(self) -> None:
-        """In a slice that was trained on; so the networks are tuned on the slices with the hole first."""
-        truth, plane = self.slices[BROKEN], plane_of(self.slices[BROKEN])
-        middle = np.median(plane.flatten(truth.positions), axis=0)
-        hole = Disc((float(middle[0]), float(middle[1])), self.hole_radius)
-        inside = hole.contains(plane.flatten(self.measured.positions)) & (self.measured.sections == truth.sections[0])
-        broken = self.measured[~inside]
-        tuned = fine_tune(self.models, broken, self.scale, self.seed)
-        positions = baseline.uniform_disc(hole, plane, int(inside.sum()), self.seed)
-        types = baseline.vote_types(broken, positions)
+        """Networks and rules have seen the slice without what was in the hole."""
+        truth, plane = self.slices[BROKEN][self.in_hole], plane_of(self.slices[BROKEN])
+        imputed = self.imputed(self.models, self.measured, plane, self.disc)
+        positions = baseline.uniform_disc(self.disc, plane, len(imputed), self.seed)
+        types = baseline.vote_types(self.measured, positions)
+        counts = baseline.copy_expression(self.measured, positions, types)
         anew = self.brain.cut(plane, drawn=2)
         predictions = {
-            "imputed": self.imputed(tuned, broken, plane, hole),
-            "baseline": Cells(positions, types, baseline.copy_expression(broken, positions, types), broken.genes),
-            "drawn anew": anew[hole.contains(plane.flatten(anew.positions))],
+            "imputed": imputed,
+            "baseline": Cells(positions, types, counts, self.measured.genes),
+            "drawn anew": anew[self.disc.contains(plane.flatten(anew.positions))],
         }
-        self.results.add("hole", truth[hole.contains(plane.flatten(truth.positions))], predictions, plane)
+        self.results.add("hole", truth, predictions, plane, self.measured)
 
     def sagittal(self) -> None:
         offsets = CENTRE[0] + self.spacing * np.array([-1.25, -0.5, 0.5, 1.25])
@@ -230,10 +264,15 @@ class Experiments:
                 "baseline": baseline.predict(own, plane, seed=self.seed),
                 "drawn anew": self.brain.cut(plane, drawn=2),
             }
-            self.results.add("sagittal", self.brain.cut(plane), predictions, plane)
+            self.results.add("sagittal", self.brain.cut(plane), predictions, plane, own)
 
-    def other_panel(self) -> float:
-        """Returns the share of the vocabulary's genes that are written for cells of the smaller panel."""
+    def other_panel(self) -> tuple[float, float]:
+        """After fine-tuning to the smaller panel, for its cells.
+
+        Returns:
+            The share of the vocabulary's genes that are written; and of the genes that the panel lacks, the counts that
+            are written, of those before fine-tuning.
+        """
         genes = [gene for index, gene in enumerate(GENES) if index % 3]
         series = [
             second_panel(cells, genes, CAUGHT, self.seed)
@@ -249,18 +288,23 @@ class Experiments:
                 "baseline": baseline.predict(own, plane, seed=self.seed),
                 "drawn anew": second_panel(self.brain.cut(plane, drawn=4), genes, CAUGHT, self.seed + 1),
             }
-            self.results.add("second panel", truth, predictions, plane)
-        extended = express(
-            self.models, of_known_types(truth, self.models), genes="all", conditions={"technology": "panelA"}
-        )
-        return float((extended.require_counts("the share of genes").sum(axis=0) > 0).mean())
+            self.results.add("second panel", truth, predictions, plane, own)
+        known, conditions = of_known_types(truth, self.models), {"technology": "panelA"}
+        before, after = (express(each, known, genes="all", conditions=conditions) for each in (self.models, tuned))
+        lacking = [gene for gene in GENES if gene not in genes]
+        counts = [part.with_genes(lacking).require_counts("forgotten genes").sum() for part in (before, after)]
+        produced = (after.require_counts("the share of genes").sum(axis=0) > 0).mean()
+        return float(produced), float(counts[1] / counts[0])
 
     def healthy_control(self) -> tuple[float, float, list, list]:
         """Precision and recall of the genes that sickness changes, and the tables: true, found."""
+        sections = self.brain.coronal_series(3, spacing=3 * self.spacing, name="sick ", drawn=1, sick=True)
+        learned = learn_expression(join_cells([self.measured, *sections]), self.scale, self.seed)
+        models = replace(self.models, expression=learned)
         plane = Plane.coronal(float(CENTRE[2]))
         sick, healthy = self.brain.cut(plane, drawn=5, sick=True), self.brain.cut(plane, drawn=6)
-        sick = of_known_types(sick, self.models)
-        control, same = express(self.models, sick, conditions={"disease_state": "healthy"}), express(self.models, sick)
+        sick = of_known_types(sick, models)
+        control, same = express(models, sick, conditions={"disease_state": "healthy"}), express(models, sick)
         tables = differential_expression(sick, healthy), differential_expression(same, control)
         true, found = ({(t.type, gene) for t in side for gene in t.found(fold=FOLD)} for side in tables)
         hits = len(true & found)
@@ -271,8 +315,12 @@ def plane_of(cells: Cells) -> Plane:
     return Plane.coronal(float(cells.positions[:, 2].mean()))
 
 
-def run(seed: int, scale: Scale, folder: Path | None) -> tuple[Results, tuple[float, float, float], float]:
-    """All experiments on one brain, figures into a folder: scores; genes produced, precision, recall; CPU seconds."""
+def run(seed: int, scale: Scale, folder: Path | None) -> tuple[Results, tuple[float, ...], float]:
+    """All experiments on one brain, figures into a folder.
+
+    Returns:
+        Scores; genes produced, of the lacking ones, precision and recall; CPU seconds.
+    """
     torch.set_num_threads(1)
     results = Results()
     experiments = Experiments(seed, scale, results)
@@ -282,18 +330,18 @@ def run(seed: int, scale: Scale, folder: Path | None) -> tuple[Results, tuple[fl
         impute_figures.embedding(folder / "embedding.png", truth, predictions)
     experiments.hole()
     experiments.sagittal()
-    produced = experiments.other_panel()
+    produced, kept = experiments.other_panel()
     precision, recall, *tables = experiments.healthy_control()
     if folder is not None:
         impute_figures.volcanoes(folder / "volcano.png", *tables)
     minutes = time.process_time() / 60
     print(
         f"brain {seed}: {len(experiments.measured):,} cells, {minutes:.1f} min of CPU; produced {produced:.2f},"
-        f" precision {precision:.2f}, recall {recall:.2f}",
+        f" kept {kept:.2f}, precision {precision:.2f}, recall {recall:.2f}",
         flush=True,
     )
-    print(results.table(), flush=True)
-    return results, (produced, precision, recall), time.process_time()
+    print(results.table(), results.layout_table(), sep="\n", flush=True)
+    return results, (produced, kept, precision, recall), time.process_time()
 
 
 def main() -> None:
@@ -316,21 +364,22 @@ def main() -> None:
     folders = [options.folder if index == 0 else None for index in range(len(options.seeds))]
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         for of_brain, figures, seconds in pool.map(run, options.seeds, repeat(scale), folders):
-            for key, values in of_brain.values.items():
-                results.values.setdefault(key, []).extend(values)
+            results.join(of_brain)
             extra.append(figures)
             cpu += seconds / 60
     print(results.table())
     print(results.gains())
-    produced, precision, recall = np.mean(extra, axis=0)
-    print(f"genes of the vocabulary written for cells of the smaller panel: {produced:.0%}")
+    print(results.layout_table())
+    produced, kept, precision, recall = np.mean(extra, axis=0)
+    print(f"genes of the vocabulary written for cells of the smaller panel, fine-tuned to it: {produced:.0%}")
+    print(f"counts of the genes it lacks, after fine-tuning, of those before: {kept:.2f}")
     print(f"genes that sickness changes: precision {precision:.2f}, recall {recall:.2f}")
     minutes, load = (time.perf_counter() - start) / 60, os.getloadavg()[0]
     print(f"{len(options.seeds)} brains in {minutes:.1f} minutes, {cpu:.1f} of CPU; load {load:.1f}")
     if options.folder:
-        rows = [[*key, values] for key, values in results.values.items()]
+        rows, layouts = ([[*key, found] for key, found in part.items()] for part in (results.values, results.layouts))
         (options.folder / "scores.json").write_text(
-            json.dumps({"version": 1, "scores": rows, "extra": extra}, indent=1)
+            json.dumps({"version": 2, "scores": rows, "layouts": layouts, "extra": extra}, indent=1)
         )
 
 

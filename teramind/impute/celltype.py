@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from teramind.impute.sections import Section, find_sections
 from teramind.impute.training import TrainingOptions, describe, train
 
 KIND = "types"
+Draws = Literal["independent", "even"]
 HELD_OUT = 0.1  # of the labelled cells
 CELLS_AT_ONCE = 8192
 COLDEST, HOTTEST = 0.2, 5.0  # temperatures
@@ -129,24 +130,32 @@ class TypeModel:
         generator: torch.Generator,
         allowed: Collection[str] | None = None,
         temperature: float = 1.0,
+        draws: Draws = "independent",
     ) -> Labels:
         """A type for each position (n, 3), drawn from the probabilities there by inverting their distribution.
-
-        Each draw alone is uniform; those of neighbours are spread evenly (``even_draws``), so that the types around any
-        place are mixed as the probabilities say, without the noise that independent draws would add.
 
         Args:
             positions: where.
             generator: of the draws.
             allowed: as for ``log_probabilities``.
             temperature: below 1 makes what is likely likelier: rare types get rarer than they are.
+            draws: "independent" cells are neighbours by chance, as in tissue that mixes its types at random. "even"
+                draws (``even_draws``) keep the share of each type and cut the noise of mixtures around a place, which
+                scores that pool neighbourhoods reward; but cells next to each other then differ in type too often,
+                so that nothing can be learned from them on which types touch.
 
         Raises:
-            InputError: as ``log_probabilities``, or a temperature that is not positive.
+            InputError: as ``log_probabilities``, a temperature that is not positive, or no such kind of draws.
         """
+        if draws not in get_args(Draws):
+            raise InputError(f"there are no draws of types called {draws!r}; choose from {', '.join(get_args(Draws))}")
         if not 0 < temperature < np.inf:
             raise InputError(f"the temperature of types is {temperature}; it has to be > 0")
-        uniform = torch.from_numpy(even_draws(positions, float(torch.rand((), generator=generator))))[:, None]
+        if draws == "even":
+            start = float(torch.rand((), generator=generator))
+            uniform = torch.from_numpy(even_draws(positions, start))[:, None]
+        else:
+            uniform = torch.rand(len(positions), 1, generator=generator, dtype=torch.float64)
         drawn = []
         for rows in torch.arange(len(positions)).split(CELLS_AT_ONCE):
             log_probability = self.log_probabilities(positions[rows], allowed).cpu().double()

@@ -9,15 +9,18 @@ import numpy as np
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
+from teramind.impute.holes import STEEP
 from teramind.impute.layout import LayoutScores, layout_scores, neighbour_types
 from teramind.impute.metrics import Metric, Mode, soft_scores
 from teramind.impute.nulls import null_predictions
 from teramind.impute.planes import Plane
+from teramind.impute.sections import find_sections
 
 REPORTED: tuple[Metric, ...] = ("spearman", "f1", "composition")
+NEAR = 0.05  # mm: cells this close to a plane across the slices lie beside it
 DEFAULT_RADII = (0.03, 0.04, 0.05)
 
-FORMAT, FORMAT_VERSION = "teramind-impute-scores", 1
+FORMAT, FORMAT_VERSION = "teramind-impute-scores", 2
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class Comparison:
         for name in names:
             values = (self.soft[name][metric][radius] for metric in metrics for radius in radii)
             lines.append(f"{name:{wide}}" + "".join(f"  {value:6.3f}" for value in values))
-        lines += ["", f"{'layout':{wide}}  cells  density  spacing  (true)  copies  log-lik.  neighbours"]
+        lines += ["", f"{'layout':{wide}}  cells  density  spacing  (true)  copies (chance)  log-lik.  neighbours"]
         for name, scores in self.layout.items():
             lines.append(
                 f"{name:{wide}}  x{scores.count_ratio:4.2f}  {scores.density_error:7.3f}  {scores.spacing:7.1f}"
-                f"  {scores.true_spacing:6.1f}  {scores.copies:6.3f}  {scores.log_likelihood:8.3f}"
+                f"  {scores.true_spacing:6.1f}  {scores.copies:6.3f}   {scores.chance_copies:5.3f}"
+                f"  {scores.log_likelihood:8.3f}"
                 f"  {self.neighbour_types[name]:10.3f}"
             )
         return "\n".join(lines)
@@ -79,7 +83,8 @@ def compare(
         truth: true cells with types and expression.
         predictions: by name, at least one.
         plane: in which positions are compared.
-        given: cells that the predictions were made from, for the fraction of copies.
+        given: cells that the predictions were made from, for the fraction of copies: those of the slices nearest to
+            the plane count.
         radii: of neighbourhoods, mm.
         mode: rules of the soft scores.
         seed: of the nulls' shuffling.
@@ -102,7 +107,7 @@ def compare(
         scores = soft_scores(flat_truth, cells, radii=radii, metrics=REPORTED, mode=mode, genes=genes, threads=threads)
         soft[name] = {metric: {s.size: s.value for s in scores if s.metric == metric} for metric in REPORTED}
         undefined[name] = {metric: {s.size: s.undefined for s in scores if s.metric == metric} for metric in REPORTED}
-    points = np.zeros((0, 2)) if given is None else plane.flatten(given.positions)
+    points = np.zeros((0, 2)) if given is None else plane.flatten(cells_beside(given, plane).positions)
     return Comparison(
         soft,
         undefined,
@@ -110,6 +115,21 @@ def compare(
         {name: neighbour_types(flat_truth, cells) for name, cells in flat.items()},
         len(genes),
     )
+
+
+def cells_beside(given: Cells, plane: Plane) -> Cells:
+    """The cells that a prediction could copy: of the nearest slice on either side of a plane, or else near it."""
+    offsets = plane.offsets(given.positions)
+    near = np.abs(offsets) < NEAR
+    if given.sections is None:
+        return given[near]
+    along = [s for s in find_sections(given) if abs(plane.normal[s.axis]) >= STEEP]
+    if not along:
+        return given[near]
+    away = np.array([offsets[section.rows].mean() for section in along])
+    sides = [np.flatnonzero(side) for side in (away <= 0, away > 0)]
+    nearest = [along[rows[np.abs(away[rows]).argmin()]].rows for rows in sides if rows.size]
+    return given[np.sort(np.concatenate(nearest))]
 
 
 def _flat(cells: Cells, plane: Plane) -> Cells:

@@ -138,12 +138,17 @@ def expression_losses(net: ExpressionNet, batch: Batch) -> Losses:
     """Cross-entropies of the next gene and of its bin, and the squared error of its value.
 
     Only what the network has to write counts: not the prompt, nor what fills up a row; and no value for the end.
+    Genes that a cell's panel lacks are not taken for absent (``next_gene_nll``).
     """
     states = net(batch.tokens[:, :-1], batch.bins[:, :-1])
     place = torch.arange(1, batch.tokens.shape[1])
     written = (place >= batch.prompt[:, None]) & (place < batch.lengths[:, None])
     state, target = states[written], batch.tokens[:, 1:][written]
-    gene = F.cross_entropy(net.gene_head(state), target)
+    if batch.offered is None:
+        gene = F.cross_entropy(net.gene_head(state), target)
+    else:
+        before, offered = batch.tokens[:, :-1][written], batch.offered[written.nonzero()[:, 0]]
+        gene = next_gene_nll(net.gene_head(state), before, target, offered).mean()
     valued = batch.bins[:, 1:][written] > 0
     logits, value = net.predict_value(state[valued], target[valued])
     return Losses(
@@ -151,6 +156,36 @@ def expression_losses(net: ExpressionNet, batch: Batch) -> Losses:
         F.cross_entropy(logits, batch.bins[:, 1:][written][valued]),
         F.mse_loss(value, batch.values[:, 1:][written][valued]),
     )
+
+
+def next_gene_nll(logits: Tensor, before: Tensor, target: Tensor, offered: Tensor) -> Tensor:
+    """Negative log-likelihood of the next gene that a panel could show, whatever lies between that it could not.
+
+    Genes come in order, the end last. The softmax over them says of each gene how likely it is expressed once all genes
+    before it have been passed: its share of what is left from there on. The genes of the panel up to the next one were
+    passed, and that one was not; what was passed of other genes is unknown and leaves no trace. Thus nothing is learned
+    on genes outside the panel, and those within it are not taken to follow each other more closely than they do. With
+    all genes offered it is the cross-entropy.
+
+    Args:
+        logits: (n, 1 + genes), the end first.
+        before: (n,) the tokens before; those of a prompt are no genes.
+        target: (n,) the next tokens, after the ones before in the order of genes.
+        offered: (n, 1 + genes) which tokens the cell's panel measured; the end always.
+
+    Returns:
+        (n,).
+    """
+    end = logits.shape[1] - 1  # place of the end, when it is moved behind the genes
+    x, offered = logits.roll(-1, 1), offered.roll(-1, 1)
+    left = x.flip(1).logcumsumexp(1).flip(1)  # n, 1 + genes; of each gene and all after it
+    passing = F.pad(left[:, 1:] - left[:, :-1], (0, 1))
+    start = torch.where(before <= end, before, 0)[:, None]  # place after the token before; 0 after a prompt
+    place, goal = torch.arange(end + 1, device=x.device), ((target - 1) % (end + 1))[:, None]
+    elsewhere = x.masked_fill(~offered & (place < start), -torch.inf).logsumexp(1)  # or before: never the next
+    passed = (offered & (place >= start) & (place < goal)) * passing
+    at_goal = left.gather(1, goal) - x.gather(1, goal)
+    return elsewhere - left.gather(1, start)[:, 0] - passed.sum(1) + at_goal[:, 0]
 
 
 class ExpressionModel:

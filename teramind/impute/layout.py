@@ -17,6 +17,7 @@ from teramind.impute.kde import log_density
 from teramind.impute.metrics import Mode
 
 COPY_DISTANCE = 1e-3  # mm: closer to a cell that was given is a copy of it
+CHANCE_MOVE, CHANCE_DRAWS = 0.01, 5  # mm by which cells are moved, to see how often they meet given ones by chance
 LIKELIHOOD_BANDWIDTH = 0.05  # mm
 DENSITY_FLOOR = 1e-200  # of the reference, under a logarithm
 
@@ -34,6 +35,8 @@ class LayoutScores:
         true_spacing: the same of the true cells.
         spacing_error: Wasserstein distance between the two distributions of nearest distances, um.
         copies: fraction of predicted cells within 1 um of a cell that was given to the method.
+        chance_copies: the same of predicted cells moved by some 10 um, which copy nothing: what ``copies`` is by the
+            density of cells alone.
         log_likelihood: mean over true cells of the log density (per mm2) of the predicted cells, as a kernel density.
     """
 
@@ -43,6 +46,7 @@ class LayoutScores:
     true_spacing: float
     spacing_error: float
     copies: float
+    chance_copies: float
     log_likelihood: float
 
 
@@ -52,7 +56,8 @@ def layout_scores(truth: Points, prediction: Points, given: Points) -> LayoutSco
     Args:
         truth: (n, 2) true cells, mm.
         prediction: (m, 2) predicted cells.
-        given: (k, 2) cells that the prediction was made from, projected to the plane.
+        given: (k, 2) cells that the prediction was made from, projected to the plane: those of the slices beside it,
+            for all slices together leave no place that is not near one of their cells.
 
     Raises:
         InputError: fewer than two cells on a side.
@@ -60,7 +65,8 @@ def layout_scores(truth: Points, prediction: Points, given: Points) -> LayoutSco
     if min(len(truth), len(prediction)) < 2:
         raise InputError(f"{len(truth)} true and {len(prediction)} predicted cells are too few to compare layouts")
     nearest, true_nearest = (nearest_distances(points, points, rank=2) * 1e3 for points in (prediction, truth))
-    copied = nearest_distances(given, prediction) < COPY_DISTANCE if len(given) else np.zeros(len(prediction))
+    numbers = np.random.default_rng(0)
+    moved = [prediction + numbers.normal(0, CHANCE_MOVE, prediction.shape) for _ in range(CHANCE_DRAWS)]
     log_kernel = log_density(torch.from_numpy(truth), torch.from_numpy(prediction), LIKELIHOOD_BANDWIDTH)
     return LayoutScores(
         count_ratio=len(prediction) / len(truth),
@@ -68,9 +74,14 @@ def layout_scores(truth: Points, prediction: Points, given: Points) -> LayoutSco
         spacing=float(np.median(nearest)),
         true_spacing=float(np.median(true_nearest)),
         spacing_error=float(wasserstein_distance(nearest, true_nearest)),
-        copies=float(copied.mean()),
+        copies=_copies(prediction, given),
+        chance_copies=_copies(np.concatenate(moved), given),
         log_likelihood=float(log_kernel.mean()) - float(np.log(2 * pi * LIKELIHOOD_BANDWIDTH**2)),
     )
+
+
+def _copies(prediction: Points, given: Points) -> float:
+    return float((nearest_distances(given, prediction) < COPY_DISTANCE).mean()) if len(given) else 0.0
 
 
 def neighbour_types(truth: Cells, prediction: Cells, mode: Mode = "paper") -> float:

@@ -15,6 +15,7 @@ from teramind.checks import integer_between
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
 from teramind.impute.density import TissueDensity
+from teramind.impute.holes import STEEP, examine_hole
 from teramind.impute.interpolation import BetweenSlices
 from teramind.impute.kde import log_density_gradient
 from teramind.impute.location import Guide, LocationModel
@@ -23,7 +24,6 @@ from teramind.impute.regions import Region
 
 log = logging.getLogger(__name__)
 
-STEEP = 0.7  # |cosine| between a plane's normal and the slices' axis above which slices are neighbours of the plane
 REACH = 0.05  # mm: cells this close to a plane across the slices, after they were spread between them, guide it
 COPIES = 4  # of each cell, spread
 CELLS_IN_KERNEL = 40  # of the sparsest of the densities that guide: less is noise, more blurs layers
@@ -32,7 +32,7 @@ FALLBACK_BANDWIDTH = 0.02  # mm: of draws around measured cells where the model 
 MOST_DRAWS = 300  # for each cell wanted: a hole of 0.3 mm is 1/140 of a mouse brain's coronal plane
 DRAWS_AT_ONCE = 16_384
 SPARE = 1.1  # draws of a round, of what the acceptance so far makes necessary
-ENOUGH_IN_HOLE = 0.2  # of the cells that the median slice has where the hole is: fewer, and it has the hole too
+FALLBACK_ROUNDS = 50  # of draws around measured cells, where cells have to keep a distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,10 @@ def place_cells(
 ) -> Placement:
     """Fill a plane of the tissue, or a hole in it, with cells.
 
-    Their number is that of the slices on either side, or of the tissue around the hole. A hole's own slice has no cells
-    there, and the model has learned so; therefore the planes of the nearest slices that have are sampled for it.
+    Their number is that of the slices on either side; in a hole, scaled by how its own slice compares with them around
+    it (``examine_hole``). A hole's own slice has no cells there, and the model has learned so; therefore the planes of
+    the nearest slices that have are sampled for it. Should the slice have cells in the hole after all, nothing looks at
+    them. Fewer cells are placed where ``options.spacing`` leaves no room for more.
 
     Args:
         model: trained on slices of the same frame.
@@ -115,25 +117,51 @@ def place_cells(
     Raises:
         InputError: the plane or the hole lies outside the tissue.
     """
-    wanted = round(density.expected_cells(plane, options.thickness, region))
+    if region is None:
+        target: Region = density.tissue_mask(plane)
+        wanted = round(density.expected_cells(plane, options.thickness))
+        neighbours, shifts = find_neighbours(measured, density, plane), []
+    else:
+        hole = examine_hole(density, plane, region)
+        target, wanted = hole.target, round(hole.cells_per_mm * options.thickness)
+        neighbours = shifts = find_neighbours(measured, density, plane, hole.intact)
+        if hole.ignored:
+            log.warning("%d measured cells lie in the hole; they are not looked at", hole.ignored)
     if wanted == 0:
         raise InputError("the hole is so small or the slab so thin that it holds no cell; enlarge it")
-    target = density.tissue_mask(plane) if region is None else region
-    neighbours = find_neighbours(measured, density, plane, region)
-    shifts = neighbours if region is not None else []
     placement = _sample(model, plane, target, shifts, wanted, options, None)
     covers = neighbours and all(target.contains(neighbour.points).any() for neighbour in neighbours)
     if options.guidance and covers and len(placement.positions):
         guide = _guide(neighbours, plane.flatten(placement.positions), target, options)
         placement = _sample(model, plane, target, shifts, wanted, options, guide)
-    missing = wanted - len(placement.positions)
-    if not missing:
+    if len(placement.positions) == wanted:
         return placement
-    log.warning("the model gave %d of %d cells; the others are drawn around measured ones", wanted - missing, wanted)
+    return _completed(placement, wanted, neighbours, target, plane, options)
+
+
+def _completed(
+    placement: Placement,
+    wanted: int,
+    neighbours: list[Neighbour],
+    target: Region,
+    plane: Plane,
+    options: PlacementOptions,
+) -> Placement:
+    """What the model did not give is drawn around measured cells, as far as the spacing leaves room."""
     numbers = np.random.default_rng([options.seed, wanted])
-    offsets = options.thickness * numbers.uniform(-0.5, 0.5, missing)
-    extra = plane.lift(_around_measured(neighbours, target, missing, numbers), offsets)
-    return Placement(np.concatenate([placement.positions, extra]), placement.acceptance, missing)
+    positions, given = placement.positions, len(placement.positions)
+    for _ in range(FALLBACK_ROUNDS if options.spacing else 1):
+        missing = wanted - len(positions)
+        if not missing:
+            break
+        offsets = options.thickness * numbers.uniform(-0.5, 0.5, missing)
+        extra = plane.lift(_around_measured(neighbours, target, missing, numbers), offsets)
+        positions = spaced(np.concatenate([positions, extra]), options.spacing)
+    drawn = len(positions) - given
+    log.warning("the model gave %d of %d cells; %d are drawn around measured ones", given, wanted, drawn)
+    if len(positions) < wanted:
+        log.warning("a spacing of %g mm leaves room for %d cells of %d", options.spacing, len(positions), wanted)
+    return Placement(positions, placement.acceptance, drawn)
 
 
 def _sample(
@@ -161,7 +189,7 @@ def _sample(
 
 
 def find_neighbours(
-    measured: Cells, density: TissueDensity, plane: Plane, region: Region | None = None
+    measured: Cells, density: TissueDensity, plane: Plane, usable: NDArray[np.bool_] | None = None
 ) -> list[Neighbour]:
     """What was measured beside a plane: the nearest slice on either side, or all cells near a plane across the slices.
 
@@ -169,7 +197,7 @@ def find_neighbours(
         measured: cells with sections.
         density: of those; its sections are looked at.
         plane: which.
-        region: slices that lack cells here do not count: they have the hole that is to be filled.
+        usable: (sections,) which of the density's sections count; all if None.
     """
     if abs(plane.normal[density.axis]) < STEEP:
         uniform = np.random.default_rng(0).random((COPIES * len(measured), 3))
@@ -178,10 +206,7 @@ def find_neighbours(
         return [Neighbour(points, 0.0, 1.0)] if len(points) else []
     flat = [plane.flatten(measured.positions[section.rows]) for section in density.sections]
     offsets = np.array([plane.offsets(measured.positions[section.rows]).mean() for section in density.sections])
-    usable = np.ones(len(flat), dtype=bool)
-    if region is not None:
-        held = np.array([region.contains(part).sum() for part in flat])
-        usable = held > ENOUGH_IN_HOLE * np.median(held[held > 0]) if held.any() else held > 0
+    usable = np.ones(len(flat), dtype=bool) if usable is None else usable
     sides = [np.flatnonzero(usable & side) for side in (offsets <= 0, offsets > 0)]
     nearest = [int(rows[np.abs(offsets[rows]).argmin()]) for rows in sides if rows.size]
     distance = np.abs(offsets[nearest])

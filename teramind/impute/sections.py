@@ -28,12 +28,14 @@ class Section:
         rows: its cells.
         axis: index (ML, DV, AP) of the axis it was cut across.
         offset: mean coordinate along that axis, mm.
+        spread: standard deviation of its cells along that axis, mm.
     """
 
     name: str
     rows: NDArray[np.intp]
     axis: int
     offset: float
+    spread: float = 0.0
 
 
 def find_sections(cells: Cells) -> list[Section]:
@@ -56,7 +58,7 @@ def find_sections(cells: Cells) -> list[Section]:
                 f"section {name!r} is not flat: its cells spread {spread[axis]:.2f} mm along {AXES[axis]};"
                 " check that obsm holds positions in the common frame, and that sections have names of their own"
             )
-        found.append(Section(name, rows, axis, float(cells.positions[rows, axis].mean())))
+        found.append(Section(name, rows, axis, float(cells.positions[rows, axis].mean()), float(spread[axis])))
     return sorted(found, key=lambda section: (section.axis, section.offset))
 
 

@@ -28,6 +28,8 @@ class Batch:
         values: (n, length) float32 transformed values; 0 where a token has none.
         prompt: (n,) lengths of the prompts.
         lengths: (n,) of the rows, with prompt and end.
+        offered: (n, 1 + genes) which tokens could follow: the end, and the genes that the cell's panel measured. None
+            if all could in all rows.
     """
 
     tokens: Tensor
@@ -35,6 +37,7 @@ class Batch:
     values: Tensor
     prompt: Tensor
     lengths: Tensor
+    offered: Tensor | None = None
 
 
 class Prompts:
@@ -72,14 +75,16 @@ class TokenisedCells:
 
     Args:
         vocabulary: of tokens.
-        cells: with expression. Cells that express nothing are left out.
+        cells: with expression. Cells that express nothing are left out. A gene that a cell's panel lacks is not
+            taken for one that the cell does not express.
 
     Attributes:
         rows: those of ``cells`` that are kept.
     """
 
     def __init__(self, vocabulary: Vocabulary, cells: Cells) -> None:
-        counts = cells.with_genes(vocabulary.genes).require_counts("the expression network")
+        cells = cells.with_genes(vocabulary.genes)
+        counts = cells.require_counts("the expression network")
         self.rows = np.flatnonzero(np.diff(counts.indptr) >= FEWEST_GENES)
         if not self.rows.size:
             raise InputError("no cell expresses any of the vocabulary's genes")
@@ -90,6 +95,10 @@ class TokenisedCells:
         self.starts, self.genes = counts.indptr, counts.indices.astype(np.int64) + 1  # tokens ascend within a row
         self.values = transform(counts.data)
         self.bins = vocabulary.value_bins(self.values)
+        self.offered: NDArray[np.bool_] | None = None
+        if cells.panels is not None and cells.panel is not None:
+            self.offered = np.pad(cells.panels, ((0, 0), (1, 0)), constant_values=True)  # the end is in every panel
+            self.panel = cells.panel[self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,7 +133,8 @@ class TokenisedCells:
         values[row, place] = self.values[source]
         tokens[np.arange(len(rows)), lengths - 1] = END
         arrays = (tokens, bins, values, prompt, lengths)
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        offered = None if self.offered is None else torch.from_numpy(self.offered[self.panel[rows]])
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays), offered)
 
 
 def sampling_weights(cells: Cells) -> NDArray[np.float64]:

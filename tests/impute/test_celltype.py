@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells, join_cells
@@ -62,7 +63,27 @@ def test_draws_follow_the_probabilities(model, middle_of_brain):
     np.testing.assert_array_equal(drawn, again)
 
 
-def test_draws_are_even_among_neighbours(model, held_out):
+def test_neighbours_share_a_type_as_often_as_chance_has_it(model, held_out):
+    """And with even draws less often."""
+    truth, plane = held_out
+    pairs = cKDTree(plane.flatten(truth.positions)).query(plane.flatten(truth.positions), [2])[1][:, 0]
+    probability = model.log_probabilities(truth.positions).exp().double().numpy()
+    expected = (probability * probability[pairs]).sum(1).mean()
+    shared = {}
+    for draws in ("independent", "even"):
+        drawn = [model.sample(truth.positions, torch.Generator().manual_seed(seed), draws=draws) for seed in range(8)]
+        shared[draws] = np.mean([types == types[pairs] for types in drawn])
+    assert shared["independent"] == pytest.approx(expected, abs=0.015)
+    assert shared["even"] < expected - 0.03
+    by_default = model.sample(truth.positions, torch.Generator().manual_seed(7))
+    np.testing.assert_array_equal(
+        by_default, model.sample(truth.positions, torch.Generator().manual_seed(7), draws="independent")
+    )
+    with pytest.raises(InputError, match="'odd'"):
+        model.sample(truth.positions, torch.Generator(), draws="odd")
+
+
+def test_even_draws_are_even_among_neighbours(model, held_out):
     """The types around a place are mixed as the probabilities say: closer than independent draws would be."""
     truth, plane = held_out
     flat, expected = plane.flatten(truth.positions), model.log_probabilities(truth.positions).exp().double().numpy()
@@ -70,7 +91,7 @@ def test_draws_are_even_among_neighbours(model, held_out):
     member = squares == np.arange(squares.max() + 1)[:, None]
     errors = []
     for seed in range(5):
-        codes = model.encode(model.sample(truth.positions, torch.Generator().manual_seed(seed)))
+        codes = model.encode(model.sample(truth.positions, torch.Generator().manual_seed(seed), draws="even"))
         errors.append(np.square(member @ (np.eye(len(model.names))[codes] - expected)).sum())
     independent = (expected * (1 - expected)).sum()  # what the errors of independent draws add up to
     assert np.mean(errors) < 0.6 * independent

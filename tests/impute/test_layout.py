@@ -1,5 +1,6 @@
 """Scores of positions: the reference's numbers, and what each score must and must not notice."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from scipy.sparse import csr_array
 
 from teramind.errors import InputError
-from teramind.impute.cells import Cells
+from teramind.impute.cells import Cells, join_cells
+from teramind.impute.evaluation import cells_beside, compare
 from teramind.impute.kde import log_density, log_density_gradient
 from teramind.impute.layout import grid_densities, grid_difference, grid_divergence, layout_scores, neighbour_types
 from teramind.impute.metrics import soft_scores
 from teramind.impute.nulls import null_predictions
+from teramind.impute.planes import Plane
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +90,27 @@ def test_a_copy_is_told_from_a_likely_layout():
     redrawn = layout_scores(truth, lattice(generator, 961), given)
     assert copied.copies == 1
     assert redrawn.copies < 0.2
+    assert copied.chance_copies < 0.1
     random = layout_scores(truth, generator.random((961, 2)) * 0.6, given)
     assert random.spacing_error > 4 * redrawn.spacing_error
     assert random.log_likelihood == pytest.approx(np.log(1 / 0.36), abs=0.35)  # the kernel reaches over the edges
+
+
+def test_copies_are_those_of_the_slices_beside_the_plane(brain, slices, held_out):
+    """Of an independent draw hardly any, however many slices there are; of the nearest slice all of its own."""
+    truth, plane = held_out
+    many = join_cells([*slices[:3], *slices[4:], *(replace(part, sections=np.full(len(part), f"more {index}"))
+        for index, part in enumerate(brain.cut(Plane.coronal(ap), seed=50 + round(90 * ap))
+            for ap in np.linspace(3.1, 3.5, 30)))])  # fmt: skip
+    anew, copy = brain.cut(plane, seed=9), slices[2]
+    scores = compare(truth, {"anew": anew, "copy": copy}, plane, given=many, radii=[0.1]).layout
+    assert scores["anew"].copies < 0.02
+    assert scores["anew"].copies == pytest.approx(scores["anew"].chance_copies, abs=0.008)
+    assert scores["copy"].copies == 1
+    assert scores["copy"].chance_copies < 0.03
+    across = cells_beside(many, Plane.sagittal(2.0))
+    assert np.abs(across.positions[:, 0] - 2.0).max() < 0.05
+    assert len(cells_beside(replace(many, sections=None), plane)) == 0
 
 
 def test_half_of_the_cells_elsewhere_is_half_of_the_density():
