@@ -46,6 +46,7 @@ def digests(
         "sections": _digest([] if cells.sections is None else cells.sections),
         "types": _digest(cells.require_types("learning types")),
         "expression": _digest(counts.indptr, counts.indices, counts.data, cells.genes),
+        "panels": _digest() if cells.panels is None or cells.panel is None else _digest(cells.panels * 1, cells.panel),
         "labels": _digest(columns, *(cells.metadata[name] for name in columns)),
         "order of genes": _digest([] if order is None else order.genes),
         "models to start from": "" if start is None else _digest_models(start),

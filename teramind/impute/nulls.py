@@ -36,7 +36,9 @@ def null_predictions(truth: Cells, prediction: Cells, seed: int = 0) -> dict[str
     names, codes = np.unique(types, return_inverse=True)
     return {
         "shuffled rows": shuffled,
-        "mean profile": replace(shuffled, counts=csr_array(everyone @ mean), genes=truth.genes),
+        "mean profile": replace(
+            shuffled, counts=csr_array(everyone @ mean), genes=truth.genes, panels=None, panel=None
+        ),
         "type means": replace(truth, counts=_group_means(counts, codes, len(names))),
     }
 
