@@ -122,7 +122,7 @@ def interact(
         atlas = Atlas.open(atlas)
     made = Interaction()
     looking = None if top_partners is None else MapSource(atlas, checkpoint, [top_partners], **question)
-    check_permutations(permutations)
+    check_permutations(permutations, seed)
     if chosen is not None:
         under = _underlay(atlas, image, nuclear_stain)
         source = MapSource(atlas, checkpoint, chosen.genes, **question)
