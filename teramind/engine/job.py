@@ -110,7 +110,7 @@ class Job:
         if isinstance(names, str | os.PathLike):
             names = read_genes(Path(names))
         table = self.options.map_genes
-        pairs = None if table is None else read_pairs(table)
+        pairs = None if table is None else read_pairs(table, names or (), self.atlas.genes)
         # Panels of two species share a part of their genes: what the table does not pair is missing by its nature.
         missing: Missing = self.options.missing_genes if pairs is None else "zero"
         return match_genes(names, self.config.genes, self.atlas.genes, missing, pairs)

@@ -12,11 +12,17 @@ from teramind.errors import InputError
 PANELS = Path(__file__).parents[1] / "panels"
 
 
-def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Read a table of two columns, separated by commas or tabs, with a line of heads; further columns are left alone.
+def read_pairs(
+    path: str | os.PathLike[str], network: Collection[str] = (), atlas: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """Read a table of two columns, separated by commas or tabs; further columns are left alone.
+
+    The first line is one of heads, unless it pairs a gene of the network with one of the atlas.
 
     Args:
         path: the file, or the name of a table that comes with the package (``mouse_human_81``).
+        network: its genes.
+        atlas: its genes.
 
     Raises:
         InputError: the file cannot be read, or a line has no two names.
@@ -34,8 +40,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     pairs = []
     for number, row in enumerate(csv.reader(lines, delimiter=separator), start=1):
         names = [cell.strip() for cell in row[:2]]
-        if number == 1 or not any(names):
-            continue  # heads, and genes without a partner in neither species
+        if not any(names) or (number == 1 and not _is_pair(names, set(network), set(atlas))):
+            continue  # genes without a partner in neither species, and heads
         if len(names) != 2:
             raise InputError(f"line {number} of {path} does not hold two names: {separator.join(row)!r}")
         if all(names):
@@ -43,6 +49,14 @@ def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     if not pairs:
         raise InputError(f"the table of genes {path} holds no pairs below its heads")
     return pairs
+
+
+def _is_pair(names: list[str], network: Collection[str], atlas: Collection[str]) -> bool:
+    """Whether one name is a gene of the network, and the other of the atlas."""
+    if len(names) != 2:
+        return False
+    first, second = names
+    return (first in network and second in atlas) or (second in network and first in atlas)
 
 
 def partners(pairs: Collection[tuple[str, str]], network: Collection[str], atlas: Collection[str]) -> Mapping[str, str]:

@@ -175,7 +175,7 @@ def _read_mask(path: Path) -> npt.NDArray[Any]:
         if path.suffix in (".tif", ".tiff"):
             return np.asarray(tifffile.imread(path))
         return np.asarray(Picture.open(path).convert("L"))
-    except (OSError, ValueError, struct.error, tifffile.TiffFileError) as error:
+    except (OSError, EOFError, ValueError, struct.error, tifffile.TiffFileError) as error:
         raise InputError(
             f"the mask {path} cannot be read ({error}); give .npy, .tif or .png, one pixel a bin"
         ) from None

@@ -22,6 +22,8 @@ from teramind.interaction.areas import Area
 
 EVERYWHERE, CHANGED = "everywhere", "where genes change"
 """Names of the zones that hold all bins, and those in which genes are changed."""
+NUCLEI = "nuclei"
+"""Name of the quantity that counts them."""
 CONFIDENCE = 0.95
 
 _WINDOW = 2048  # px that are worked on at once
@@ -94,7 +96,7 @@ class Look:
         means = self.grey / self.pixels if self.pixels else np.full(len(stains), math.nan)
         size = self.area / self.nuclei if self.nuclei else math.nan
         return {
-            "nuclei": float(self.nuclei),
+            NUCLEI: float(self.nuclei),
             "mean nuclear area, um^2": size,
             **{f"mean {stain}, grey levels": float(mean) for stain, mean in zip(stains, means, strict=True)},
         }
@@ -252,6 +254,16 @@ def _compare_nuclei(result: dict[str, Comparison], slice_: NucleiOfSlice, zones:
 class Effect:
     """What a change did to a quantity in a zone, over several seeds.
 
+    With and without the change an image has the same noise, so a seed gives one difference, and the mean of n of them
+    is the effect. It is told as beyond noise if it passes two bars. Its confidence interval excludes 0: seeds agree.
+    And it is larger than the noise floor, ``t * s * sqrt(2 / n)``, what two means of n images from unrelated noise
+    differ by in 95 % of cases, where ``s`` is an image's standard deviation over seeds, pooled over those with and
+    without the change: who had looked at other seeds would see it too. A difference in the number of nuclei has at
+    least the counting error of the nuclei that were lost and gained, however well the seeds agree.
+
+    What only tells how much two images differ (nuclei lost and gained, the root mean squared difference) is caused by
+    the genes whenever it is not 0. It has no noise floor; what two seeds differ by is there as a yardstick.
+
     Attributes:
         zone: name.
         quantity: name and unit.
@@ -260,10 +272,12 @@ class Effect:
         effect: mean over seeds of the difference that the change makes, from the same noise.
         low: lower end of its 95 % confidence interval (Student's t over seeds); NaN for one seed.
         high: upper end.
-        noise_floor: what two seeds differ by without any change: the half-width of the interval in which 95 % of such
-            differences lie, or for what only tells a difference their mean; NaN for one seed.
+        p: chance of as large an effect or more, to either side, if there were none; NaN where there is no floor.
+        noise_floor: see above; NaN for one seed, and for what only tells a difference.
         effect_size: effect over the standard deviation over seeds; NaN for one seed.
-        beyond_noise: whether the effect is larger than the noise floor.
+        beyond_noise: whether the interval excludes 0 and the effect is larger than the noise floor; None where there is
+            no floor by definition.
+        two_seeds: of what only tells a difference, the mean between two seeds without any change; NaN for others.
         seeds: how many.
     """
 
@@ -274,9 +288,11 @@ class Effect:
     effect: float
     low: float
     high: float
+    p: float
     noise_floor: float
     effect_size: float
-    beyond_noise: bool
+    beyond_noise: bool | None
+    two_seeds: float
     seeds: int
 
 
@@ -296,51 +312,73 @@ def summarise(
             continue
         pairs = [one[zone] for one in changed]
         looks = [pair.looks(stains) for pair in pairs]
+        turnover = sum(pair.lost + pair.gained for pair in pairs)
         for name in looks[0][0]:
-            effects.append(_paired(zone, name, *(np.array([look[side][name] for look in looks]) for side in (0, 1))))
+            before, after = (np.array([look[side][name] for look in looks]) for side in (0, 1))
+            effects.append(_paired(zone, name, before, after, turnover if name == NUCLEI else 0))
         distances = [pair.quantities() for pair in pairs]
-        floors = [one[zone].quantities() for one in unchanged]
+        others = [one[zone].quantities() for one in unchanged]
         for name in distances[0]:
-            floor = float(np.mean([one[name] for one in floors])) if floors else math.nan
-            effects.append(_distance(zone, name, np.array([one[name] for one in distances]), floor))
+            two_seeds = float(np.mean([one[name] for one in others])) if others else math.nan
+            effects.append(_distance(zone, name, np.array([one[name] for one in distances]), two_seeds))
     return effects
 
 
-def _paired(zone: str, name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> Effect:
+def _paired(
+    zone: str, name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], counted: int
+) -> Effect:
+    """Of a quantity of each image; ``counted`` events, over all seeds, made the difference."""
     difference = after - before
     effect, count = float(difference.mean()), len(before)
-    low, high = _interval(difference)
-    spread = float(before.std(ddof=1)) if count > 1 else math.nan
-    floor = _quantile(count) * spread * math.sqrt(2)
-    size = effect / spread if spread > 0 else math.nan
+    error = max(_error(difference), math.sqrt(counted) / count)
+    low, high = _interval(effect, error, count)
+    spread = math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / 2) if count > 1 else math.nan
+    floor = _quantile(count) * spread * math.sqrt(2 / count)
     return Effect(
-        zone,
-        name,
-        float(before.mean()),
-        float(after.mean()),
-        effect,
-        low,
-        high,
-        floor,
-        size,
-        abs(effect) > floor,
-        count,
+        zone=zone,
+        quantity=name,
+        before=float(before.mean()),
+        after=float(after.mean()),
+        effect=effect,
+        low=low,
+        high=high,
+        p=_chance(effect, error, count),
+        noise_floor=floor,
+        effect_size=effect / spread if spread > 0 else math.nan,
+        beyond_noise=not low <= 0 <= high and abs(effect) > floor,
+        two_seeds=math.nan,
+        seeds=count,
     )
 
 
-def _distance(zone: str, name: str, values: npt.NDArray[np.float64], floor: float) -> Effect:
-    low, high = _interval(values)
-    effect = float(values.mean())
-    return Effect(zone, name, math.nan, math.nan, effect, low, high, floor, math.nan, effect > floor, len(values))
+def _distance(zone: str, name: str, values: npt.NDArray[np.float64], two_seeds: float) -> Effect:
+    effect, nothing = float(values.mean()), math.nan
+    low, high = _interval(effect, _error(values), len(values))
+    return Effect(
+        zone, name, nothing, nothing, effect, max(low, 0.0) if len(values) > 1 else low, high,
+        p=nothing, noise_floor=nothing, effect_size=nothing, beyond_noise=None, two_seeds=two_seeds, seeds=len(values),
+    )  # fmt: skip
 
 
-def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    if len(values) < 2:
-        return math.nan, math.nan
-    reach = _quantile(len(values)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - reach, float(values.mean()) + reach
+def _error(values: npt.NDArray[np.float64]) -> float:
+    """Of their mean; NaN for one value."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _interval(mean: float, error: float, count: int) -> tuple[float, float]:
+    reach = _quantile(count) * error
+    return mean - reach, mean + reach
+
+
+def _chance(mean: float, error: float, count: int) -> float:
+    """Two-sided, by Student's distribution; NaN for one value."""
+    if count < 2 or not math.isfinite(mean):
+        return math.nan
+    if error == 0:
+        return 0.0 if mean else 1.0
+    return float(2 * student.sf(abs(mean) / error, count - 1))
 
 
 def _quantile(count: int) -> float:
-    """Of Student's distribution, two-sided."""
+    """Of Student's distribution, two-sided; NaN for one value."""
     return float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else math.nan

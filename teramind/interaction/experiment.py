@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from teramind.atlas.layout import BIN_SIZE
 from teramind.atlas.store import Atlas
-from teramind.engine.frame import describe, intersection
+from teramind.engine.frame import describe, intersection, snapped_outward
 from teramind.engine.job import Job
 from teramind.engine.plan import Rectangle
 from teramind.errors import InputError
@@ -104,7 +105,7 @@ class Experiment:
         self._noise: list[dict[str, Comparison]] | None = None
         self._options = {**options, "roi": options.get("roi") or self._reached()}
         shown = Job(self.atlas, checkpoint, folder, run_options(**self._options))
-        self._check_reach(shown.frame.output)
+        self._check_reach(shown)
         shown.setup().plan()  # steps, tiles and types that cannot be are told before anything is written
         self.settings = {
             "kind": KIND,
@@ -126,6 +127,8 @@ class Experiment:
         """
         if resume and overwrite:
             raise InputError(f"{self.folder} can be gone on with or be replaced: choose either --resume or --overwrite")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is a file; name a folder for --output")
         file = self.folder / SETTINGS
         settings = json.loads(json.dumps(self.settings))
         if file.exists() and not overwrite:
@@ -196,7 +199,7 @@ class Experiment:
 
     def _generated(self, path: Path, seed: int, atlas: Atlas) -> Path:
         """Generate an image, or go on with it; one that is complete is left as it is."""
-        generate(atlas, self._checkpoint, path, **self._options | {"seed": seed}, resume=True)
+        generate(atlas, self._checkpoint, path, **self._options | {"seed": seed}, resume=path.exists())
         return path
 
     def _measured_baseline(self, seed: int) -> tuple[Measured, Labeller]:
@@ -215,13 +218,25 @@ class Experiment:
         _, height, width = self.atlas.shape
         return describe(intersection(self._grown(bounds), Rectangle(0, height, 0, width)))
 
-    def _check_reach(self, shown: Rectangle) -> None:
-        """Whether what is generated can show the change."""
+    def _check_reach(self, job: Job) -> None:
+        """Whether what is generated can show the change: a window reads a changed bin, and reaches what is shown."""
         bounds = self.area.bounds()
-        if bounds is not None and not intersection(self._grown(bounds), shown).area:
+        if bounds is None:
+            return
+        shown, depth = job.frame.output, self.atlas.shape[0]
+        near = snapped_outward(intersection(bounds, self._grown(shown)), BIN_SIZE)
+        if not near.area:
             raise InputError(
                 f"the region {describe(shown)} shows nothing of the change in {self.area.name}, which acts up to "
                 f"{self.reach} px away: give another --roi, or none"
+            )
+        starts = [window.gene_start for window in job.windows]
+        read = {z for start in starts for z in range(start, start + job.config.gene_slices) if 0 <= z < depth}
+        if not any(self.area.mask(z, z + 1, *near).any() for z in sorted(read)):
+            raise InputError(
+                f"the images of slices {job.slices[0]}:{job.slices[1]} show nothing of the change in {self.area.name}: "
+                f"they are made from the genes of slices {min(read)}:{max(read) + 1}, of which no bin within "
+                f"{self.reach} px of {describe(shown)} is changed; give other --slices or another --roi"
             )
 
     def _grown(self, bounds: Rectangle) -> Rectangle:

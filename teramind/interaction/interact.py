@@ -84,9 +84,9 @@ def interact(
         pathway: or the name of a set of them: GLUT, DOPA, BLOD, or one of ``pathways``.
         pathways: GMT file of further pathways.
         top_partners: a gene; also, or only, tell which genes it attends to most in each region of the atlas, against
-            shuffled gene labels.
+            the gene placed in other patches nearby and against shuffled gene labels.
         permutations: of the labels.
-        seed: of the permutations.
+        seed: of the permutations and placements.
         roi: ``"y0:y1,x0:x1"`` or four integers, atlas px, half open; grown outward to the patch grid. All if None.
         slices: ``"a:b"`` or two integers, half open. All if None.
         image: generated image whose nuclear stain the page draws the maps over; by default the atlas' own, if it has.
@@ -122,7 +122,7 @@ def interact(
         atlas = Atlas.open(atlas)
     made = Interaction()
     looking = None if top_partners is None else MapSource(atlas, checkpoint, [top_partners], **question)
-    check_permutations(permutations)
+    check_permutations(permutations, seed)
     if chosen is not None:
         under = _underlay(atlas, image, nuclear_stain)
         source = MapSource(atlas, checkpoint, chosen.genes, **question)
@@ -209,5 +209,6 @@ def summary(made: Interaction) -> str:
         for _, rows_of_region in groupby(made.partners, key=lambda row: row.region):
             shown += [row._asdict() for row in islice(rows_of_region, PARTNERS_SHOWN)]
         lines.append(as_text(shown) or "the gene was not read anywhere\n")
+        lines.append("p: of the gene placed in other patches nearby; p_shuffled: of shuffled gene labels\n")
         lines.append(f"partners: {made.partners_file}\n")
     return "".join(lines)

@@ -184,6 +184,17 @@ def summary(found: Perturbation) -> str:
     if found.screen:
         text = as_text([asdict(row) for row in found.screen[:SHOWN]])
         return text + f"{len(found.screen)} genes: {found.folder / 'screen.csv'}\n"
-    columns = ("zone", "quantity", "before", "after", "effect", "low", "high", "noise_floor", "beyond_noise")
+    columns = (
+        "zone",
+        "quantity",
+        "before",
+        "after",
+        "effect",
+        "low",
+        "high",
+        "noise_floor",
+        "beyond_noise",
+        "two_seeds",
+    )
     text = as_text([{name: getattr(effect, name) for name in columns} for effect in found.effects])
     return text + f"nothing changes further than {found.reach} px from a changed bin\nfolder: {found.folder}\n"

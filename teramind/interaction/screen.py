@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from scipy.stats import false_discovery_control
 
 from teramind.errors import InputError
 from teramind.interaction.changes import SetGene
-from teramind.interaction.effects import Effect
+from teramind.interaction.effects import EVERYWHERE, NUCLEI, Effect
 from teramind.interaction.experiment import Experiment
 from teramind.interaction.journal import append_line, read_journal
 from teramind.interaction.tables import write_table
@@ -34,10 +37,12 @@ class ScreenRow:
         nuclei_low: lower end of its 95 % confidence interval.
         nuclei_high: upper end.
         nuclei_noise: its noise floor.
-        nuclei_beyond_noise: whether the change is larger.
+        nuclei_beyond_noise: whether the change is beyond noise, see ``Effect``: for this gene alone.
         nuclei_lost: mean number that have no partner any more.
         nuclei_gained: mean number of new ones.
         area_effect: change of the mean nuclear area, um^2.
+        nuclei_p: chance of as large a change of their number if the gene had no effect; NaN for one seed.
+        nuclei_q: the same, corrected for the number of genes in the table (Benjamini-Hochberg).
     """
 
     gene: str
@@ -52,6 +57,8 @@ class ScreenRow:
     nuclei_lost: float
     nuclei_gained: float
     area_effect: float
+    nuclei_p: float = math.nan
+    nuclei_q: float = math.nan
 
 
 def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwrite: bool) -> list[ScreenRow]:
@@ -89,8 +96,7 @@ def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwr
         logger.info("gene %d of %d: %s", number, len(changes), change.gene)
         folder = experiment.folder / "screen" / change.gene.replace("/", "_")
         after = experiment.changed([change], [folder / f"seed_{seed}.ome.zarr" for seed in experiment.seeds])
-        effects = experiment.measure(after).effects()
-        rows[change.gene] = screen_row(change.gene, [one for one in effects if one.zone == experiment.zones.main])
+        rows[change.gene] = screen_row(change.gene, experiment.measure(after).effects(), experiment.zones.main)
         append_line(journal, json.dumps(asdict(rows[change.gene])))
         shutil.rmtree(folder)
         _write_sorted(experiment.folder / TABLE, rows)
@@ -98,28 +104,38 @@ def screen(experiment: Experiment, genes: Sequence[str], *, resume: bool, overwr
     return _write_sorted(experiment.folder / TABLE, rows)
 
 
-def screen_row(gene: str, effects: Sequence[Effect]) -> ScreenRow:
-    """The row of a gene from its effects in one zone."""
-    of = {effect.quantity: effect for effect in effects}
-    pixels, nuclei = of["difference, grey levels (rms)"], of["nuclei"]
+def screen_row(gene: str, effects: Sequence[Effect], zone: str) -> ScreenRow:
+    """The row of a gene from its effects in a zone, or everywhere if the images show nothing of it."""
+    told = zone if any(effect.zone == zone for effect in effects) else EVERYWHERE
+    of = {effect.quantity: effect for effect in effects if effect.zone == told}
+    pixels, nuclei = of["difference, grey levels (rms)"], of[NUCLEI]
     return ScreenRow(
         gene=gene,
-        relative_difference=pixels.effect / pixels.noise_floor if pixels.noise_floor else float("nan"),
+        relative_difference=pixels.effect / pixels.two_seeds if pixels.two_seeds else math.nan,
         difference=pixels.effect,
         nuclei_before=nuclei.before,
         nuclei_effect=nuclei.effect,
         nuclei_low=nuclei.low,
         nuclei_high=nuclei.high,
         nuclei_noise=nuclei.noise_floor,
-        nuclei_beyond_noise=nuclei.beyond_noise,
+        nuclei_beyond_noise=bool(nuclei.beyond_noise),
         nuclei_lost=of["nuclei lost"].effect,
         nuclei_gained=of["nuclei gained"].effect,
         area_effect=of["mean nuclear area, um^2"].effect,
+        nuclei_p=nuclei.p,
     )
+
+
+def corrected(rows: Iterable[ScreenRow]) -> list[ScreenRow]:
+    """Rows with the q that they have among each other."""
+    known = [row for row in rows if not math.isnan(row.nuclei_p)]
+    unknown = [replace(row, nuclei_q=math.nan) for row in rows if math.isnan(row.nuclei_p)]
+    values = false_discovery_control([row.nuclei_p for row in known]).tolist() if known else []
+    return [replace(row, nuclei_q=q) for row, q in zip(known, values, strict=True)] + unknown
 
 
 def _write_sorted(path: Path, rows: dict[str, ScreenRow]) -> list[ScreenRow]:
     """By falling difference: in grey levels it exists for one seed, too, and sorts as the relative one does."""
-    ordered = sorted(rows.values(), key=lambda row: (-row.difference, row.gene))
+    ordered = sorted(corrected(rows.values()), key=lambda row: (-row.difference, row.gene))
     write_table(path, [asdict(row) for row in ordered])
     return ordered

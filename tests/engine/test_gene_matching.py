@@ -82,6 +82,17 @@ def test_tables_are_read(tmp_path, separator):
     assert read_pairs(table) == [("Th", "TH"), ("Vip", "VIP")]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_table_without_heads_loses_no_pair(tmp_path, turned):
+    pairs = [("TH", "Th"), ("VIP", "Vip")] if turned else [("Th", "TH"), ("Vip", "VIP")]
+    table = tmp_path / "orthologs.csv"
+    table.write_text("".join(f"{first},{second}\n" for first, second in pairs))
+    assert read_pairs(table, ["Gad1", "Th", "Vip"], ["VIP", "TH"]) == pairs
+    assert read_pairs(table, ["Gad1", "Vip"], ["VIP", "TH"]) == pairs[1:]  # of no use
+    table.write_text("mouse,human\nTh,TH\n")
+    assert read_pairs(table, ["Th"], ["TH"]) == [("Th", "TH")]
+
+
 def test_tables_that_cannot_be_read(tmp_path):
     table = tmp_path / "orthologs.csv"
     for text, sentence in (("mouse,human\n", "holds no pairs"), ("mouse\nTh\n", "line 2 .* does not hold two names")):

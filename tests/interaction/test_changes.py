@@ -152,5 +152,7 @@ def test_what_is_not_there(tmp_path, atlas):
         with pytest.raises(InputError, match=sentence):
             find_area(str(tmp_path / f"{name}.npy"), atlas)
     (tmp_path / "torn.tif").write_bytes(b"II*")
-    with pytest.raises(InputError, match="cannot be read"):
-        find_area(str(tmp_path / "torn.tif"), atlas)
+    (tmp_path / "torn.npy").touch()
+    for name in ("torn.tif", "torn.npy"):
+        with pytest.raises(InputError, match="cannot be read"):
+            find_area(str(tmp_path / name), atlas)

@@ -21,6 +21,7 @@ from teramind.interaction.effects import (
     compare,
     summarise,
 )
+from teramind.interaction.screen import corrected, screen_row
 from teramind.output.ome_zarr import OutputWriter
 
 PIXEL = 0.2
@@ -106,19 +107,22 @@ def comparison(before, after, squares=0.0):
 
 
 def test_an_effect_is_measured_by_the_noise_of_seeds():
-    changed = [comparison((100 + s, 1e5), (90 + s, 1e5), 4000.0) for s in (-2, 0, 2)]
+    changed = [comparison((100 + s, 1e5), (70 + s, 1e5), 4000.0) for s in (-2, 0, 2)]
     unchanged = [comparison((98, 1e5), (98, 1e5), 1000.0)] * 2
     effects = {one.quantity: one for one in summarise(changed, unchanged, ["DAPI"])}
     nuclei = effects["nuclei"]
-    assert (nuclei.before, nuclei.after, nuclei.effect, nuclei.seeds) == (100, 90, -10, 3)
-    assert (nuclei.low, nuclei.high) == (-10, -10)
-    assert nuclei.effect_size == pytest.approx(-5)
-    assert nuclei.noise_floor == pytest.approx(4.302653 * 2 * math.sqrt(2))  # Student's t for two degrees of freedom
-    assert not nuclei.beyond_noise
-    assert effects["difference, grey levels (rms)"].effect == pytest.approx(2)
-    assert effects["difference, grey levels (rms)"].noise_floor == pytest.approx(1)
-    assert effects["difference, grey levels (rms)"].beyond_noise
-    assert effects["nuclei lost"].effect == 10
+    assert (nuclei.before, nuclei.after, nuclei.effect, nuclei.seeds) == (100, 70, -30, 3)
+    t = 4.302653  # Student's for two degrees of freedom
+    reach = t * math.sqrt(90) / 3  # seeds agree to the nucleus: what is left is the counting error of the 90 lost
+    assert (nuclei.low, nuclei.high) == pytest.approx((-30 - reach, -30 + reach))
+    assert nuclei.effect_size == pytest.approx(-15)
+    assert nuclei.noise_floor == pytest.approx(t * 2 * math.sqrt(2 / 3))
+    assert nuclei.beyond_noise
+    rms = effects["difference, grey levels (rms)"]
+    assert (rms.effect, rms.two_seeds) == pytest.approx((2, 1))
+    assert rms.beyond_noise is None
+    assert math.isnan(rms.noise_floor)
+    assert effects["nuclei lost"].effect == 30
     assert effects["mean nuclear area, um^2"].effect == 0
 
 
@@ -127,3 +131,70 @@ def test_one_seed_tells_no_noise():
     assert nuclei.effect == -2
     assert all(math.isnan(value) for value in (nuclei.low, nuclei.high, nuclei.noise_floor, nuclei.effect_size))
     assert not nuclei.beyond_noise
+
+
+def counted(before, lost, gained):
+    looks = [Look(nuclei, 30.0 * nuclei, 1000, np.array([1e5])) for nuclei in (before, before - lost + gained)]
+    return {EVERYWHERE: Comparison(*looks, np.array([1.0]), lost=lost, gained=gained)}
+
+
+def share_beyond(generator, spread, lost, gained, seeds=3, runs=400):
+    """How often nuclei are beyond noise, of images with 200 nuclei; and the p of each run."""
+    found, chances = 0, []
+    for _ in range(runs):
+        befores = np.rint(generator.normal(200, spread, seeds)).astype(int)
+        pairs = [counted(before, *generator.poisson((lost, gained))) for before in befores.tolist()]
+        nuclei = summarise(pairs, [], ["DAPI"])[0]
+        found += nuclei.beyond_noise
+        chances.append(nuclei.p)
+    return found / runs, np.array(chances)
+
+
+@pytest.mark.parametrize("spread", [0, 3])
+def test_nuclei_that_come_and_go_are_no_effect(spread):
+    """With equal counts without the change, too."""
+    share, chances = share_beyond(np.random.default_rng(0), spread, 2, 2)
+    assert share <= 0.05
+    assert (chances < 0.05).mean() <= 0.06
+
+
+def test_a_real_loss_is_found():
+    """A tenth of the nuclei, where seeds differ by 1.5 %: three seeds find it mostly, five always."""
+    generator = np.random.default_rng(1)
+    assert share_beyond(generator, 3, 20, 0)[0] > 0.8
+    assert share_beyond(generator, 3, 20, 0, seeds=5)[0] > 0.98
+
+
+def test_one_nucleus_is_nothing_however_well_seeds_agree():
+    [nuclei, *_] = summarise([counted(200, 1, 0)] * 3, [], ["DAPI"])
+    assert nuclei.effect == -1
+    assert not nuclei.beyond_noise
+
+
+def test_the_spread_with_the_change_counts():
+    """Alike without the change, and as unlike with it as nothing else: no effect."""
+    [nuclei, *_] = summarise([counted(200, lost, 0) for lost in (60, 5, 40)], [], ["DAPI"])
+    assert nuclei.noise_floor > 35
+    assert not nuclei.beyond_noise
+
+
+def test_no_fewer_than_no_nuclei_are_lost():
+    effects = {one.quantity: one for one in summarise([counted(9, lost, 0) for lost in (0, 0, 3)], [], ["DAPI"])}
+    assert effects["nuclei lost"].low == 0
+
+
+def test_a_screen_is_corrected_for_its_genes():
+    """Of 200 genes without effect some have a small p, and hardly any a small q; one with an effect keeps it."""
+    generator = np.random.default_rng(2)
+
+    def row(gene, lost, gained):
+        befores = np.rint(generator.normal(200, 3, 5)).astype(int).tolist()
+        pairs = [counted(before, *generator.poisson((lost, gained))) for before in befores]
+        return screen_row(gene, summarise(pairs, [], ["DAPI"]), CHANGED)
+
+    rows = corrected([row(f"g{number}", 3, 3) for number in range(200)] + [row("real", 80, 0)])
+    silent = [one for one in rows if one.gene != "real"]
+    assert sum(one.nuclei_p < 0.05 for one in silent) >= 1
+    assert sum(one.nuclei_q < 0.05 for one in silent) <= 1
+    assert rows[-1].gene == "real"
+    assert rows[-1].nuclei_q < 0.05

@@ -40,6 +40,14 @@ def test_the_image_is_that_of_the_same_counts(tmp_path, atlases, checkpoint_path
     assert output_attributes(human)["parameters"]["map_genes"]["Th"] == "TH"
 
 
+def test_a_table_without_heads_maps_as_well(tmp_path, atlases, checkpoint_path):
+    table = tmp_path / "orthologs.csv"
+    table.write_text(TABLE.partition("\n")[2])
+    human = tmp_path / "human.ome.zarr"
+    generate(atlases / "human.zarr", checkpoint_path, human, map_genes=table, **FEW)
+    assert output_attributes(human)["parameters"]["map_genes"]["Slc17a6"] == "SLC17A6"
+
+
 def test_maps_are_asked_for_by_the_networks_names(tmp_path, atlases, checkpoint_path):
     for name, options in (("mouse", {}), ("human", {"map_genes": atlases / "orthologs.csv"})):
         interact(
