@@ -17,7 +17,6 @@ from teramind.impute.kde import log_density
 from teramind.impute.metrics import Mode
 
 COPY_DISTANCE = 1e-3  # mm: closer to a cell that was given is a copy of it
-CHANCE_MOVE, CHANCE_DRAWS = 0.01, 5  # mm by which cells are moved, to see how often they meet given ones by chance
 LIKELIHOOD_BANDWIDTH = 0.05  # mm
 DENSITY_FLOOR = 1e-200  # of the reference, under a logarithm
 
@@ -35,8 +34,8 @@ class LayoutScores:
         true_spacing: the same of the true cells.
         spacing_error: Wasserstein distance between the two distributions of nearest distances, um.
         copies: fraction of predicted cells within 1 um of a cell that was given to the method.
-        chance_copies: the same of predicted cells moved by some 10 um, which copy nothing: what ``copies`` is by the
-            density of cells alone.
+        chance_copies: the same of the true cells, which copy nothing: what ``copies`` is by the density and the order
+            of cells alone.
         log_likelihood: mean over true cells of the log density (per mm2) of the predicted cells, as a kernel density.
     """
 
@@ -65,8 +64,6 @@ def layout_scores(truth: Points, prediction: Points, given: Points) -> LayoutSco
     if min(len(truth), len(prediction)) < 2:
         raise InputError(f"{len(truth)} true and {len(prediction)} predicted cells are too few to compare layouts")
     nearest, true_nearest = (nearest_distances(points, points, rank=2) * 1e3 for points in (prediction, truth))
-    numbers = np.random.default_rng(0)
-    moved = [prediction + numbers.normal(0, CHANCE_MOVE, prediction.shape) for _ in range(CHANCE_DRAWS)]
     log_kernel = log_density(torch.from_numpy(truth), torch.from_numpy(prediction), LIKELIHOOD_BANDWIDTH)
     return LayoutScores(
         count_ratio=len(prediction) / len(truth),
@@ -75,7 +72,7 @@ def layout_scores(truth: Points, prediction: Points, given: Points) -> LayoutSco
         true_spacing=float(np.median(true_nearest)),
         spacing_error=float(wasserstein_distance(nearest, true_nearest)),
         copies=_copies(prediction, given),
-        chance_copies=_copies(np.concatenate(moved), given),
+        chance_copies=_copies(truth, given),
         log_likelihood=float(log_kernel.mean()) - float(np.log(2 * pi * LIKELIHOOD_BANDWIDTH**2)),
     )
 

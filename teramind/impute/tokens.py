@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -133,8 +133,10 @@ class TokenisedCells:
         values[row, place] = self.values[source]
         tokens[np.arange(len(rows)), lengths - 1] = END
         arrays = (tokens, bins, values, prompt, lengths)
-        offered = None if self.offered is None else torch.from_numpy(self.offered[self.panel[rows]])
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays), offered)
+        batch = Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        if self.offered is None:
+            return batch
+        return replace(batch, offered=torch.from_numpy(self.offered[self.panel[rows]]))
 
 
 def sampling_weights(cells: Cells) -> NDArray[np.float64]:

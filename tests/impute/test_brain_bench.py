@@ -28,7 +28,7 @@ def test_all_experiments_on_a_toy(tmp_path):
         assert scores["shuffled rows"] < scores["imputed"] < scores["imputed, true types"] < scores["type means"]
     layouts = {tuple(key): np.mean(found) for *key, found in content["layouts"]}
     for line in ("imputed", "drawn anew"):
-        assert layouts["slices held out", line, "copies"] < layouts["slices held out", line, "chance_copies"] + 0.02
+        assert layouts["slices held out", line, "copies"] < layouts["slices held out", line, "chance_copies"] + 0.03
         assert layouts["slices held out", line, "density_error"] < 0.3
     assert layouts["slices held out", "baseline", "copies"] == 1
     assert layouts["hole", "imputed", "count_ratio"] == layouts["hole", "baseline", "count_ratio"]
