@@ -92,14 +92,14 @@ def slice_figure(shown: Shown) -> bytes:
 
 def regression_figure(statistics: PathwayStatistics) -> bytes:
     """Hexagons of attention on expression with marginals and the line, one plot a gene, all slices together; PNG."""
-    count = len(statistics.genes)
+    count = len(statistics.histograms)
     figure = _new_figure((4.6 * count, 4.6))
     overall = statistics.overall()
     parts = np.atleast_1d(figure.subfigures(1, count))
-    for number, (part, gene) in enumerate(zip(parts, statistics.genes, strict=True)):
+    for number, (part, (gene, histogram)) in enumerate(zip(parts, statistics.histograms.items(), strict=True)):
         line = overall[gene]
         title = f"{gene}\nslope {line.slope:.3f}, r {line.r:.3f}, n {line.n:,}"
-        _hexagons(part, statistics.histograms[number], title, gene_color(number), (line.slope, line.intercept))
+        _hexagons(part, histogram, title, gene_color(number), (line.slope, line.intercept))
     return _png(figure)
 
 

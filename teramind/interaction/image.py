@@ -73,6 +73,15 @@ class MapImage:
         name = gene or (SUM if len(self.genes) > 1 else self.genes[0])
         return np.asarray(self._levels[level][self._channels[f"{quantity} {name}"], z, rows])
 
+    def most_expressed(self, most: int) -> list[str]:
+        """So many genes at most, those with most transcripts in all slices together, in the order of ``genes``."""
+        coarsest = self._levels[-1]
+        totals = {
+            gene: float(np.sum(coarsest[self._channels[f"expression {gene}"]], dtype=np.float64)) for gene in self.genes
+        }
+        chosen = sorted(self.genes, key=lambda gene: -totals[gene])[:most]
+        return [gene for gene in self.genes if gene in chosen]
+
     def level_for(self, side: int) -> int:
         """The finest level with no side longer than this, or the coarsest there is."""
         fitting = [number for number, level in enumerate(self._levels) if max(level.shape[2:]) <= side]

@@ -16,7 +16,7 @@ def test_single_points_can_be_seen():
     histogram, sums = JointHistogram(), RegressionSums()
     histogram.update(x, y)
     sums.update(x, y)
-    statistics = PathwayStatistics(["Th"], [(0, 0.0)], [[sums, sums]], [histogram])
+    statistics = PathwayStatistics(["Th"], [(0, 0.0)], [[sums, sums]], {"Th": histogram})
     picture = np.asarray(Image.open(io.BytesIO(regression_figure(statistics))).convert("RGB")).astype(int)
     # The first gene is magenta: red above green. Below the upper marginal.
     spots, count = label((picture[..., 0] - picture[..., 1] > 40)[int(0.27 * len(picture)) :])
