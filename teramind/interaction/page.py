@@ -57,8 +57,10 @@ def write_page(
     jinja2 = required("jinja2")
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    chosen = chosen_slices(statistics, shown)
-    pictures = {f"slice_{maps.first_slice + z:03d}": slice_figure(shown_slice(maps, z, underlay)) for z in chosen}
+    chosen, drawn = chosen_slices(statistics, shown), list(statistics.histograms)
+    pictures = {
+        f"slice_{maps.first_slice + z:03d}": slice_figure(shown_slice(maps, z, underlay, drawn)) for z in chosen
+    }
     regression = regression_figure(statistics)
     text = environment.get_template("page.html.j2").render(
         title=pathway.name,
@@ -68,7 +70,9 @@ def write_page(
         notes=(CAVEAT, SYMMETRY, DEPENDENCE, MEANING),
         method=METHOD,
         regression=inline_png(regression),
+        gene_rule=_gene_rule(len(drawn), len(maps.genes)),
         overall=statistics.overall(),
+        anywhere=statistics.overall()[UNIFORM].n > 0,
         pictures=[inline_png(picture) for picture in pictures.values()],
         slice_rule=f"{len(chosen)} of {maps.shape[0]}, evenly spaced among those in which all genes are expressed.",
         by_slice=[row for row in statistics.rows() if row["slice"] != ""],
@@ -88,6 +92,12 @@ def chosen_slices(statistics: PathwayStatistics, most: int) -> list[int]:
     if len(there) <= most:
         return there
     return [there[round(place * (len(there) - 1) / max(1, most - 1))] for place in range(most)]
+
+
+def _gene_rule(drawn: int, genes: int) -> str:
+    if drawn == genes:
+        return ""
+    return f"The figures show {drawn} of {genes} genes, those with most transcripts; the tables and the maps have all."
 
 
 def _where(maps: MapImage) -> str:

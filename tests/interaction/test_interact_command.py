@@ -16,6 +16,7 @@ from teramind import InputError, generate
 from teramind.cli import main
 from teramind.interaction.image import MapImage
 from teramind.interaction.interact import add_arguments, interact
+from teramind.interaction.statistics import pathway_statistics
 from teramind.interaction.underlay import Underlay
 from teramind.ngff import image_translation
 
@@ -28,6 +29,9 @@ def test_names_and_defaults_are_those_of_the_function():
     assert of_command == of_function | {"atlas": "ATLAS", "output": "OUT", "checkpoint": "NET"}
     described = inspect.getdoc(interact)
     assert all(action.help and f"    {action.dest}: " in described for action in parser._actions[1:])
+
+
+GENES = ["Slc17a6", "Slc17a7", "Th", "Nr4a2", "Aqp4"]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,18 @@ def test_genes_that_are_nowhere_together(tmp_path, make_atlas, counts, checkpoin
     made = interact(atlas, checkpoint_path, tmp_path / "out", ["Th", "Nr4a2"])
     assert made.statistics.overall()["Th"].n == 0
     assert "In no slice are all genes expressed in one place" in made.page.read_text()
+
+
+def test_a_page_of_many_genes_says_which_it_draws(tmp_path, atlas_path, checkpoint_path, counts, monkeypatch):
+    monkeypatch.setattr("teramind.interaction.interact.pathway_statistics", lambda maps: pathway_statistics(maps, 2))
+    asked = ["Slc17a6", "Aqp4", "Slc17a7"]
+    made = interact(atlas_path, checkpoint_path, tmp_path / "out", asked, shown_slices=1)
+    totals = dict(zip(GENES, counts.sum(axis=(0, 1, 2)), strict=True))
+    most = sorted(asked, key=lambda gene: totals[gene])[1:]
+    assert set(made.statistics.histograms) == set(most)
+    page = made.page.read_text()
+    assert page.count("The figures show 2 of 3 genes, those with most transcripts") == 2
+    assert {row["gene"] for row in made.statistics.rows()} == {*asked, "uniform attention"}
 
 
 def test_the_underlay_lies_under_the_map(tmp_path, imaged_atlas, checkpoint_path, make_atlas, counts):
