@@ -13,9 +13,10 @@ from scipy.ndimage import gaussian_filter
 
 from teramind.atlas.layout import BIN_SIZE
 from teramind.evaluate.extras import required
-from teramind.interaction.image import MapImage
+from teramind.interaction.image import SQUARE_LEVEL, MapImage
 from teramind.interaction.statistics import UNIFORM, JointHistogram, PathwayStatistics
 from teramind.interaction.underlay import Underlay
+from teramind.ngff.pyramid import mean_of_squares
 from teramind.output.preview import scale_bar_length
 
 LARGEST_PANEL = 1000
@@ -67,8 +68,7 @@ class Shown:
 def shown_slice(maps: MapImage, z: int, underlay: Underlay | None, genes: Sequence[str]) -> Shown:
     """Read what is drawn of slice ``z`` of the maps, at a level that fits a panel; expression of some genes alone."""
     level = maps.level_for(LARGEST_PANEL)
-    everywhere = np.logical_and.reduce([maps.read("expression", z, gene=gene, level=level) > 0 for gene in maps.genes])
-    attention = maps.read("window", z, level=level) * everywhere
+    attention = _masked_attention(maps, z, level)
     expression = [_smooth(np.log2(maps.read("expression", z, gene=gene, level=level) + 1)) for gene in genes]
     pixel_size = maps.bin_size * 2**level
     number = maps.first_slice + z
@@ -85,6 +85,19 @@ def shown_slice(maps: MapImage, z: int, underlay: Underlay | None, genes: Sequen
         under_name=underlay.name if underlay and under is not None else "",
         pixel_size=pixel_size,
     )
+
+
+def _masked_attention(maps: MapImage, z: int, level: int) -> Plane:
+    """Attention of the window in the squares that are regressed, 0 elsewhere; coarser levels are means of that."""
+    together = maps.together(z)
+    if level <= SQUARE_LEVEL:
+        plane = maps.read("window", z, level=level)
+        fine = _enlarged(together, 2 ** (SQUARE_LEVEL - level))
+        return np.asarray(plane * fine[: plane.shape[0], : plane.shape[1]])
+    plane = maps.read_squares("window", z) * together
+    for _ in range(SQUARE_LEVEL, level):
+        plane = mean_of_squares(plane)
+    return plane
 
 
 def slice_figure(shown: Shown) -> bytes:

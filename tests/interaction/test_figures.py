@@ -9,8 +9,16 @@ from PIL import Image
 from scipy.ndimage import label
 
 from teramind.interaction import figures
-from teramind.interaction.figures import GENE_COLORS, Shown, regression_figure, slice_figure
-from teramind.interaction.statistics import MOST_DRAWN, JointHistogram, PathwayStatistics, RegressionSums
+from teramind.interaction.figures import GENE_COLORS, Shown, regression_figure, shown_slice, slice_figure
+from teramind.interaction.image import MapImage
+from teramind.interaction.maps import MapSource, write_maps
+from teramind.interaction.statistics import (
+    MOST_DRAWN,
+    JointHistogram,
+    PathwayStatistics,
+    RegressionSums,
+    pathway_statistics,
+)
 
 
 def opened(png):
@@ -36,6 +44,27 @@ def shown(shape, drawn=2, genes=2):
     expression = generator.gamma(1, 1, (drawn, *shape)).astype(np.float32)
     names = [f"gene{number}" for number in range(drawn)]
     return Shown("slice 0", names, genes, expression, expression.sum(axis=0), None, "", 4.8)
+
+
+@pytest.mark.parametrize("largest", [1000, 16, 8, 3])
+def test_attention_is_shown_where_it_is_regressed(tmp_path, make_atlas, checkpoint_path, monkeypatch, largest):
+    """Genes that share squares of 4 x 4 bins but no bin, at whatever level a panel shows."""
+    monkeypatch.setattr(figures, "LARGEST_PANEL", largest)
+    monkeypatch.setattr(figures, "SMOOTHING", 0)
+    counts = np.zeros((2, 16, 16, 5), int)
+    counts[:, ::4, ::4, 2], counts[:, 1::4, 1::4, 3] = 3, 2
+    counts[:, :4, 8:, 3] = 0  # two squares without the second gene
+    atlas = make_atlas(tmp_path / "atlas.zarr", counts, 256, 256)
+    write_maps(MapSource(atlas, checkpoint_path, ["Th", "Nr4a2"]), tmp_path / "maps.ome.zarr")
+    maps = MapImage(tmp_path / "maps.ome.zarr")
+    assert pathway_statistics(maps).of_slice(0)["Th"].n == 14
+    drawn = shown_slice(maps, 0, None, maps.genes).attention
+    side = max(1, 4 * len(drawn) // 16)  # of a square, as shown
+    squares = drawn.reshape(len(drawn) // side, side, -1, side).any(axis=(1, 3))
+    expected = np.ones((4, 4), bool)
+    expected[0, 2:] = False
+    cut = 4 // len(squares)
+    assert np.array_equal(squares, expected.reshape(len(squares), cut, -1, cut).any(axis=(1, 3)))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (900, 30), (30, 900)])
