@@ -71,7 +71,8 @@ class MapSource:
         bins: the region, in bins of the atlas frame.
 
     Raises:
-        InputError: they do not fit together, or the network's windows are not of four gene slices.
+        InputError: they do not fit together, the atlas lacks an asked gene, or the network's windows are not of four
+            gene slices.
     """
 
     def __init__(
@@ -95,6 +96,9 @@ class MapSource:
         self.panel = self.job.panel.names or self.job.atlas.genes
         self.genes = gene_indices(asked, self.panel)
         self.gene_names = list(asked)
+        unread = [name for name, gene in zip(asked, self.genes, strict=True) if self.job.panel.columns[gene] < 0]
+        if unread:
+            raise InputError(f"the atlas lacks {', '.join(unread)}, so there is nothing to map: ask for genes it has")
         area = self.job.frame.output
         self.bins = Rectangle(
             area.y0 // BIN_SIZE, ceil_div(area.y1, BIN_SIZE), area.x0 // BIN_SIZE, ceil_div(area.x1, BIN_SIZE)
