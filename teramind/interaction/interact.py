@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from teramind.atlas.store import Atlas
+from teramind.checks import integer_between
 from teramind.engine.panel import Missing
 from teramind.errors import InputError
 from teramind.evaluate.extras import required
@@ -27,6 +28,7 @@ from teramind.interaction.tables import as_text, write_table
 from teramind.interaction.underlay import Underlay
 
 MAPS, PAGE, STATISTICS = "maps.ome.zarr", "interaction.html", "statistics.csv"
+MOST_SLICES = 1000  # on a page
 PARTNERS_SHOWN = 10  # of each region, on the terminal
 
 
@@ -63,7 +65,7 @@ def interact(
     roi: str | Sequence[int] | None = None,
     slices: str | tuple[int, int] | None = None,
     image: str | os.PathLike[str] | None = None,
-    nuclear_stain: str = "DAPI",
+    nuclear_stain: str | None = None,
     shown_slices: int = 6,
     device: str = "auto",
     panel: str | os.PathLike[str] | Sequence[str] | None = None,
@@ -90,8 +92,8 @@ def interact(
         roi: ``"y0:y1,x0:x1"`` or four integers, atlas px, half open; grown outward to the patch grid. All if None.
         slices: ``"a:b"`` or two integers, half open. All if None.
         image: generated image whose nuclear stain the page draws the maps over; by default the atlas' own, if it has.
-        nuclear_stain: its name.
-        shown_slices: how many slices the page shows at most.
+        nuclear_stain: its name; by default DAPI, if there is such a stain.
+        shown_slices: how many slices the page shows at most; 0 for none.
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda:1".
         panel: names in the order of the network's gene axis (a list, or a file), for checkpoints that carry none.
         missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
@@ -118,6 +120,7 @@ def interact(
         "roi": roi, "slices": slices, "device": device, "genes": panel, "missing_genes": missing_genes,
         "map_genes": map_genes,
     }  # fmt: skip
+    integer_between("shown_slices", shown_slices, 0, MOST_SLICES)
     if isinstance(atlas, str | os.PathLike):
         atlas = Atlas.open(atlas)
     made = Interaction()
@@ -136,7 +139,7 @@ def interact(
     return made
 
 
-def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str) -> Underlay | None:
+def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str | None) -> Underlay | None:
     return Underlay.of_atlas(atlas, stain) if image is None else Underlay.of_image(image, atlas, stain)
 
 
@@ -174,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("roi", "region in atlas px, ends exclusive; all by default", metavar="Y0:Y1,X0:X1")
     option("slices", "slices of the atlas, end exclusive; all by default", metavar="A:B")
     option("image", "generated image to draw the maps over; by default the atlas' own", metavar="IMAGE.ome.zarr")
-    option("nuclear_stain", "its stain", metavar="NAME")
+    option("nuclear_stain", "its stain; DAPI by default", metavar="NAME")
     option("shown_slices", "how many slices the page shows at most", type=int, metavar="N")
     option("device", "auto, cpu, cuda or cuda:1")
     option("panel", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")

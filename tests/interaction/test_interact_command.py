@@ -109,7 +109,19 @@ def test_the_underlay_lies_under_the_map(tmp_path, imaged_atlas, checkpoint_path
     # The last bins of 230 x 150 px are cut.
     np.testing.assert_allclose(plane[:-1, :-1], expected[:-1, :-1], atol=2 / 255)
     assert under.read(99, maps.corner, maps.bin_size, (3, 3)) is None
-    assert Underlay.of_atlas(Atlas.open(make_atlas(tmp_path / "bare.zarr", counts)), "DAPI") is None
+    assert Underlay.of_atlas(Atlas.open(make_atlas(tmp_path / "bare.zarr", counts))) is None
+
+
+def test_options_that_cannot_be_end_the_command(tmp_path, imaged_atlas, atlas_path, checkpoint_path, capsys):
+    for atlas, option, sentence in (
+        (imaged_atlas, ["--nuclear-stain", "DAPPI"], "no image of the stain DAPPI: it has DAPI, PolyT"),
+        (atlas_path, ["--nuclear-stain", "DAPI"], "no image of the stain DAPI: it has no images"),
+        (imaged_atlas, ["--shown-slices", "-3"], "shown_slices is -3, but has to be an integer from 0"),
+    ):
+        words = ["interact", str(atlas), "--checkpoint", str(checkpoint_path), "--pathway", "GLUT"]
+        assert main([*words, "--output", str(tmp_path / "out"), *option]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_maps_lie_on_the_generated_image(tmp_path, imaged_atlas, checkpoint_path):
