@@ -29,7 +29,7 @@ COLUMNS = 4
 """Plots in a row."""
 
 _BRIGHT = 99.8  # percentile of what is not 0 that is shown brightest
-_HEXAGONS = 60  # across the plot
+_HEXAGONS = (8, 60)  # across the plot, at least and at most
 _LIGHT = 0.35  # of the colour's depth
 _INK = "#57534e"
 _PANEL, _GAP, _ABOVE, _BELOW = 4.2, 0.2, 0.62, 0.8  # inches: a panel's width, and what is beside, above and below
@@ -172,14 +172,25 @@ def _hexagons(
     axes.set(xlabel="log2(expression + 1)", ylabel="log2(G·attention + 1)")
     for side in (above, beside):
         side.axis("off")
+    least, most = _HEXAGONS
+    across = histogram.edges(0, most, least)
+    rows = round(len(across) / np.sqrt(3))  # so many make hexagons nearly regular
+    up = histogram.edges(1, rows, rows // 2)
     axes.hexbin(
-        x, y, C=weights, reduce_C_function=np.sum, gridsize=_HEXAGONS, bins="log", cmap=_ramp(color, _tint(color)),
-        mincnt=1, linewidths=0,
+        x, y, C=weights, reduce_C_function=np.sum, gridsize=(len(across) - 1, len(up) - 1), bins="log", mincnt=1,
+        extent=(across[0], across[-1], up[0], up[-1]), cmap=_ramp(color, _tint(color)), linewidths=0,
     )  # fmt: skip
     ends = np.array([x.min(), x.max()])
     axes.plot(ends, line[0] * ends + line[1], color="black", linewidth=1.5)
-    above.hist(x, bins=_HEXAGONS, weights=weights, color=color)
-    beside.hist(y, bins=_HEXAGONS, weights=weights, color=_INK, orientation="horizontal")
+    axes.set(xlim=_with_margin(across), ylim=_with_margin(up))
+    above.hist(x, bins=across, weights=weights, color=color)
+    halves = np.linspace(up[0], up[-1], 2 * len(up) - 1)
+    beside.hist(y, bins=halves, weights=weights, color=_INK, orientation="horizontal")
+
+
+def _with_margin(edges: npt.NDArray[np.float64]) -> tuple[float, float]:
+    margin = 0.04 * (edges[-1] - edges[0])
+    return float(edges[0] - margin), float(edges[-1] + margin)
 
 
 def _show(axes: Any, title: str, picture: Any, pixel_size: float, **options: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from teramind.atlas.layout import ceil_div
 from teramind.interaction.image import MapImage, Plane
 
 COARSENING = 4
@@ -24,6 +25,8 @@ UNIFORM = "uniform attention"
 MOST_DRAWN = 8
 """Genes that figures show at most: as many colours can be told apart."""
 
+# Means of 16 counts lie 0.09 apart at most on the logarithmic axis, a bar is 0.125 wide.
+_BAR_CELLS = 4
 _BAND = 512  # rows read at once
 _Points = npt.NDArray[np.float64]
 
@@ -103,6 +106,24 @@ class JointHistogram:
         """Take points (n,) each; those beyond the grid count for its last cells."""
         cells = [np.minimum((axis * (self.CELLS / self.MOST)).astype(np.int64), self.CELLS - 1) for axis in (x, y)]
         np.add.at(self.counts, tuple(cells), 1)
+
+    def edges(self, axis: int, most: int, least: int = 1) -> _Points:
+        """Edges of bars around the points along an axis, ``least`` to ``most`` of them.
+
+        All lie on edges of cells, and a bar is an even number of cells wide: every bar, and every half of one, holds as
+        many cells as the others, so that none is empty or high for their sake alone.
+
+        Args:
+            axis: 0 for expression, 1 for attention.
+            most: bars at most.
+            least: bars at least.
+        """
+        there = np.flatnonzero(self.counts.any(axis=1 - axis))
+        first, end = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 1)
+        cells = max(_BAR_CELLS, 2 * ceil_div(end - first, 2 * most))
+        bars = max(least, ceil_div(end - first, cells))
+        first = max(0, first - (bars * cells - (end - first)) // 2)
+        return np.asarray((first + cells * np.arange(bars + 1)) * (self.MOST / self.CELLS))
 
     def points(self) -> tuple[_Points, _Points, npt.NDArray[np.int64]]:
         """Middles of the cells that hold points, and how many each holds."""
