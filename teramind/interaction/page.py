@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from teramind.evaluate.extras import required
@@ -79,11 +80,19 @@ def write_page(
         number=_number,
         provenance=json.dumps(maps.parameters, indent=1, default=str),
     )
-    for name, picture in (("regression", regression), *pictures.items()):
-        with appears_whole(path.parent / "figures" / f"{name}.png") as partial:
-            partial.write_bytes(picture)
+    _write_figures(path.parent / "figures", {"regression": regression, **pictures})
     with appears_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _write_figures(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Write pictures as PNG files; slices that an earlier page showed, and this one does not, are removed."""
+    for old in folder.glob("slice_*.png"):
+        if old.stem not in pictures and old.stem.removeprefix("slice_").isdigit():
+            old.unlink()
+    for name, picture in pictures.items():
+        with appears_whole(folder / f"{name}.png") as partial:
+            partial.write_bytes(picture)
 
 
 def chosen_slices(statistics: PathwayStatistics, most: int) -> list[int]:

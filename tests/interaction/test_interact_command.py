@@ -70,7 +70,12 @@ def test_a_page_with_all_in_it(tmp_path, imaged_atlas, checkpoint_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 3
     assert {row["gene"] for row in rows} == {"Slc17a6", "Slc17a7", "uniform attention"}
-    assert main([*words, "--resume", "--shown-slices", "0"]) == 0
+    (out / "figures/slice_mine.png").write_bytes(b"")
+    assert main([*words, "--overwrite", "--slices", "1:3", "--shown-slices", "1"]) == 0
+    capsys.readouterr()
+    names = {"regression.png", "slice_001.png", "slice_mine.png"}
+    assert {path.name for path in (out / "figures").iterdir()} == names
+    assert main([*words, "--resume", "--slices", "1:3", "--shown-slices", "0"]) == 0
     assert "bins in" not in capsys.readouterr().out
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
