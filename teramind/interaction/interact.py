@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from teramind.atlas.store import Atlas
 from teramind.checks import integer_between
@@ -81,7 +82,7 @@ def interact(
         atlas: the store of transcripts, or its path.
         checkpoint: a network whose windows are of four gene slices.
         output: folder to write: ``maps.ome.zarr``, ``statistics.csv``, ``interaction.html``, ``figures``, and
-            ``partners_GENE.csv``.
+            ``partners_GENE.csv`` (a ``/`` in a gene's name stands there as ``%2F``, as in a URL).
         genes: names of the genes, any number of the network's panel.
         pathway: or the name of a set of them: GLUT, DOPA, BLOD, or one of ``pathways``.
         pathways: GMT file of further pathways.
@@ -99,8 +100,8 @@ def interact(
         missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
         map_genes: CSV file of two columns that pairs the network's genes with those of an atlas of other names; genes
             are asked for by the network's.
-        resume: go on with unfinished maps; statistics and page are made anew.
-        overwrite: replace maps that are there.
+        resume: go on with unfinished maps; statistics, page and partners are made anew.
+        overwrite: replace maps and partners that are there.
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
@@ -124,19 +125,33 @@ def interact(
     if isinstance(atlas, str | os.PathLike):
         atlas = Atlas.open(atlas)
     made = Interaction()
-    looking = None if top_partners is None else MapSource(atlas, checkpoint, [top_partners], **question)
+    looking = file = None
+    if top_partners is not None:
+        file = _partners_file(Path(output), top_partners, replace=resume or overwrite)
+        looking = MapSource(atlas, checkpoint, [top_partners], **question)
     check_permutations(permutations)
     if chosen is not None:
         under = _underlay(atlas, image, nuclear_stain)
         source = MapSource(atlas, checkpoint, chosen.genes, **question)
         how = {"resume": resume, "overwrite": overwrite, "progress": progress}
         made = _map(source, chosen, Path(output), under, shown_slices, **how)
-    if looking is not None:
+    if looking is not None and file is not None:
         partners = find_partners(looking, permutations=permutations, seed=seed, progress=progress)
-        file = Path(output) / f"partners_{top_partners}.csv"
         write_table(file, [row._asdict() for row in partners])
         made = replace(made, partners=partners, partners_file=file)
     return made
+
+
+def _partners_file(folder: Path, gene: str, *, replace: bool) -> Path:
+    """Where a gene's partners are written; letters of its name that no file can have stand as %2F.
+
+    Raises:
+        InputError: there is such a file, and it may not be replaced.
+    """
+    file = folder / f"partners_{quote(gene, safe='')}.csv"
+    if file.exists() and not replace:
+        raise InputError(f"{file} exists already; --overwrite replaces it, or choose another --output")
+    return file
 
 
 def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str | None) -> Underlay | None:
@@ -184,7 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
     option("map_genes", "pairs of the network's and the atlas' names for a gene, or mouse_human_81", metavar="FILE")
     option("resume", "go on with unfinished maps", action="store_true")
-    option("overwrite", "replace maps that are there", action="store_true")
+    option("overwrite", "replace maps and partners that are there", action="store_true")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from teramind.evaluate.extras import required
 from teramind.evaluate.report.page import inline_png
 from teramind.files import appears_whole
-from teramind.interaction.figures import regression_figure, shown_slice, slice_figure
+from teramind.interaction.figures import SMOOTHING, regression_figure, shown_slice, slice_figure
 from teramind.interaction.image import MapImage
 from teramind.interaction.pathways import Pathway
 from teramind.interaction.statistics import UNIFORM, PathwayStatistics
@@ -33,7 +33,14 @@ DEPENDENCE = (
 MEANING = "Attention says what the network uses to draw tissue. It is not a measurement of molecules that interact."
 METHOD = (
     "log2(G·a + 1) of the window's attention, summed over the genes, on log2(counts + 1) of each gene; means of 4 × 4 "
-    "bins, only where all genes are expressed; least squares."
+    "bins, only where all genes are expressed; least squares. The mean of a square stands in place of the resize to a "
+    "quarter in the authors' code, so slopes may differ a little from theirs."
+)
+SMOOTHED = (
+    "The figures are for the eye, they are not what is regressed: planes are shown at the level of the pyramid that "
+    f"fits a panel, smoothed by a Gaussian of {SMOOTHING:g} pixel of it, and the brightest 0.2 % are shown alike. "
+    "Attention is shown in the squares of 4 × 4 bins in which all genes are expressed; elsewhere it is 0, but for the "
+    "smoothing."
 )
 
 
@@ -70,6 +77,7 @@ def write_page(
         where=_where(maps),
         notes=(CAVEAT, SYMMETRY, DEPENDENCE, MEANING),
         method=METHOD,
+        smoothed=SMOOTHED,
         regression=inline_png(regression),
         gene_rule=_gene_rule(len(drawn), len(maps.genes)),
         overall=statistics.overall(),

@@ -68,7 +68,7 @@ class BlockMaps:
         self._tiles: list[tuple[slice, slice]] = []
         self._starts: list[int] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.SpooledTemporaryFile(HELD, dir=folder)  # noqa: SIM115 - closed by __exit__
+        self._file = tempfile.SpooledTemporaryFile(HELD, dir=str(folder))  # noqa: SIM115 - closed by __exit__
 
     def put(self, rows: slice, columns: slice, maps: npt.NDArray[np.float32]) -> None:
         """Take the maps (4, K, Z, h, w) of a tile, given by its bins within the block.

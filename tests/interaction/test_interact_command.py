@@ -12,7 +12,7 @@ import pytest
 import zarr
 from napari_ome_zarr import napari_get_reader
 
-from teramind import InputError, generate
+from teramind import InputError, generate, save_checkpoint
 from teramind.cli import main
 from teramind.interaction.image import MapImage
 from teramind.interaction.interact import add_arguments, interact
@@ -62,6 +62,8 @@ def test_a_page_with_all_in_it(tmp_path, imaged_atlas, checkpoint_path, capsys):
     assert re.search(r"450 bins in .* a second\); the published brain, 1,515,571,200 bins, would take .* h", said)
     page = (out / "interaction.html").read_text()
     assert "co-expression alone scores high" in page
+    assert "The mean of a square stands in place of the resize" in page
+    assert "smoothed by a Gaussian of 1 pixel" in page
     assert "vesicular" in page
     assert page.count("data:image/png;base64,") == 1 + 2
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
@@ -79,6 +81,21 @@ def test_a_page_with_all_in_it(tmp_path, imaged_atlas, checkpoint_path, capsys):
     assert "bins in" not in capsys.readouterr().out
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_partners_are_kept_and_have_a_file_of_any_name(tmp_path, make_atlas, make_network, counts):
+    genes = ["H2-K1/D1", "Slc17a7", "Th", "Nr4a2", "Aqp4"]
+    atlas = make_atlas(tmp_path / "atlas.zarr", counts, genes=genes)
+    save_checkpoint(tmp_path / "net.safetensors", make_network(), genes=genes)
+    asked = {"top_partners": "H2-K1/D1", "permutations": 20, "progress": False}
+    made = interact(atlas, tmp_path / "net.safetensors", tmp_path / "out", **asked)
+    assert made.partners_file == tmp_path / "out/partners_H2-K1%2FD1.csv"
+    made.partners_file.write_text("mine")
+    with pytest.raises(InputError, match="exists already; --overwrite replaces it"):
+        interact(atlas, tmp_path / "net.safetensors", tmp_path / "out", **asked)
+    assert made.partners_file.read_text() == "mine"
+    interact(atlas, tmp_path / "net.safetensors", tmp_path / "out", **asked, overwrite=True)
+    assert made.partners_file.read_text() != "mine"
 
 
 def test_genes_that_are_nowhere_together(tmp_path, make_atlas, counts, checkpoint_path):
