@@ -29,7 +29,7 @@ COLUMNS = 4
 """Plots in a row."""
 
 _BRIGHT = 99.8  # percentile of what is not 0 that is shown brightest
-_HEXAGONS = (8, 60)  # across the plot, at least and at most
+_HEXAGONS = (16, 60)  # across the plot, at least and at most
 _LIGHT = 0.35  # of the colour's depth
 _INK = "#57534e"
 _PANEL, _GAP, _ABOVE, _BELOW = 4.2, 0.2, 0.62, 0.8  # inches: a panel's width, and what is beside, above and below
@@ -189,8 +189,8 @@ def _hexagons(
 
 
 def _with_margin(edges: npt.NDArray[np.float64]) -> tuple[float, float]:
-    margin = 0.04 * (edges[-1] - edges[0])
-    return float(edges[0] - margin), float(edges[-1] + margin)
+    """Limits of an axis: hexagons are centred on the first and the last edge too."""
+    return float(2 * edges[0] - edges[1]), float(2 * edges[-1] - edges[-2])
 
 
 def _show(axes: Any, title: str, picture: Any, pixel_size: float, **options: Any) -> None:
