@@ -8,6 +8,7 @@ a whole atlas it is the peak of the process, with all that it imports.
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,13 +24,16 @@ from scipy.sparse import csr_array
 from teramind import ModelConfig, TeraMind, save_checkpoint
 from teramind.atlas.writer import AtlasWriter
 from teramind.interaction.attention import attention_rows, interaction_maps
+from teramind.interaction.image import MapImage
 from teramind.interaction.maps import BRAIN_BINS, MapSource, write_maps
+from teramind.interaction.statistics import pathway_statistics
 
 ASKED = 2
 PATCHES = 128  # at once, in the comparison of memory
 TRANSCRIPTS = 1.5  # a bin, all genes together, as in tissue
 SIDE = 520  # bins of the atlas that is streamed: a block and a bit
 HEIGHTS = (520, 2080)  # bins of the atlases whose peak memory is measured
+MANY = (2, 35, 70)  # genes that are asked for, in the comparison of peaks
 
 
 def network(genes: int, device: str) -> TeraMind:
@@ -71,10 +75,11 @@ def measure_memory(form: str, genes: int, device: str) -> int:
     return peak_bytes(device) - before
 
 
-def measure_stream_memory(folder: Path, genes: int, device: str) -> int:
-    """Peak of a process that writes all maps of an atlas, with all that it imports."""
-    source = MapSource(folder / "atlas.zarr", folder / "net.safetensors", asked_names(genes), device=device)
+def measure_stream_memory(folder: Path, genes: int, device: str, asked: int) -> int:
+    """Peak of a process that writes all maps of an atlas and regresses them, with all that it imports."""
+    source = MapSource(folder / "atlas.zarr", folder / "net.safetensors", asked_names(genes, asked), device=device)
     write_maps(source, folder / "maps.ome.zarr", progress=False)
+    pathway_statistics(MapImage(folder / "maps.ome.zarr"))
     return peak_bytes("cpu")
 
 
@@ -99,8 +104,8 @@ def tile_speed(genes: int, device: str, read: float, repeats: int = 3) -> tuple[
     return clock, cpu
 
 
-def asked_names(genes: int) -> list[str]:
-    return [f"g{number}" for number in range(genes)][:ASKED]
+def asked_names(genes: int, asked: int = ASKED) -> list[str]:
+    return [f"g{number}" for number in range(genes)][:asked]
 
 
 def write_inputs(folder: Path, genes: int, height: int) -> None:
@@ -140,17 +145,29 @@ def stream_memory(genes: int, device: str) -> list[int]:
     return peaks
 
 
+def stream_memory_of_many(genes: int, device: str) -> list[int]:
+    """Peak for each number of genes that are asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), genes, HEIGHTS[0])
+        peaks = []
+        for asked in MANY:
+            peaks.append(in_fresh_process("stream", genes, device, "--folder", folder, "--asked", str(asked)))
+            shutil.rmtree(Path(folder) / "maps.ome.zarr")
+        return peaks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--genes", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--form", choices=("rows", "whole", "stream"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--asked", type=int, default=ASKED, help=argparse.SUPPRESS)
     parser.add_argument("--memory-only", action="store_true")
     arguments = parser.parse_args()
     genes, device = arguments.genes, arguments.device
     if arguments.form == "stream":
-        print(measure_stream_memory(arguments.folder, genes, device))
+        print(measure_stream_memory(arguments.folder, genes, device, arguments.asked))
         return
     if arguments.form:
         print(measure_memory(arguments.form, genes, device))
@@ -161,6 +178,8 @@ def main() -> None:
     print(f"memory of {PATCHES} patches: {forms}, x{whole / rows:.1f}")
     for height, peak in zip(HEIGHTS, stream_memory(genes, device), strict=True):
         print(f"maps of an atlas of 4 x {height:,} x {SIDE} bins: peak {peak / 1e6:.0f} MB")
+    for asked, peak in zip(MANY, stream_memory_of_many(genes, device), strict=True):
+        print(f"maps of {asked} genes, an atlas of 4 x {HEIGHTS[0]:,} x {SIDE} bins: peak {peak / 1e6:.0f} MB")
     if arguments.memory_only:
         return
     show("a tile in memory, the genes in all patches", *tile_speed(genes, device, 1.0))

@@ -30,6 +30,7 @@ IMAGE_SLICES = 2  # of a window; they show its gene slices 1 and 2
 # What the patches that are worked on together take: enough of them to fill a device, few enough for a CPU's cache.
 BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
 COPIES = 5  # of a patch's counts in float32 that are alive at once
+MATRICES = 10  # of the asked genes' rows of its attention
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def interaction_maps(
     live = np.argwhere(read)
     maps = np.zeros((rows, columns, len(QUANTITIES), len(genes), IMAGE_SLICES, bins * bins), np.float32)
     device = next(net.parameters()).device
-    at_once = patches or patches_at_once(net, device)
+    at_once = patches or patches_at_once(net, device, len(genes))
     selected = torch.tensor(list(genes), device=device)
     with on_device(device), full_float32(device):
         for start in range(0, len(live), at_once):
@@ -139,9 +140,9 @@ def interaction_maps(
     return np.ascontiguousarray(maps).reshape(*maps.shape[:3], rows * bins, columns * bins)
 
 
-def patches_at_once(net: TeraMind, device: torch.device) -> int:
-    """How many patches ``interaction_maps`` works on at once where it is not told."""
-    patch = net.config.genes * WINDOW_SLICES * net.config.patch_bins**2 * 4 * COPIES
+def patches_at_once(net: TeraMind, device: torch.device, rows: int = 1) -> int:
+    """How many patches ``interaction_maps`` works on at once where it is not told, for so many asked genes."""
+    patch = net.config.genes * (WINDOW_SLICES * net.config.patch_bins**2 * COPIES + rows * MATRICES) * 4
     return max(1, BATCH_BYTES.get(device.type, BATCH_BYTES["cuda"]) // patch)
 
 

@@ -13,7 +13,11 @@ import zarr
 from teramind.errors import InputError
 from teramind.interaction.store import KIND, SUM, channel_names
 from teramind.ngff import image_pixel_size, image_translation, open_levels
+from teramind.ngff.pyramid import mean_of_squares
 from teramind.output.ome_zarr import output_attributes
+
+SQUARE_LEVEL = 2
+"""Of the pyramid: its values are means of 4 x 4 bins, at which attention is regressed."""
 
 Plane = npt.NDArray[np.float32]
 
@@ -72,6 +76,32 @@ class MapImage:
         """
         name = gene or (SUM if len(self.genes) > 1 else self.genes[0])
         return np.asarray(self._levels[level][self._channels[f"{quantity} {name}"], z, rows])
+
+    def read_squares(self, quantity: str, z: int, *, gene: str | None = None) -> Plane:
+        """Means of squares of 4 x 4 bins, those that are cut by the image's end too: (ceil(h/4), ceil(w/4))."""
+        level = min(SQUARE_LEVEL, len(self._levels) - 1)
+        plane = self.read(quantity, z, gene=gene, level=level)
+        for _ in range(level, SQUARE_LEVEL):
+            plane = mean_of_squares(plane)
+        return plane
+
+    def together(self, z: int) -> npt.NDArray[np.bool_]:
+        """The squares of 4 x 4 bins, as ``read_squares``, in which all genes are expressed; none that is cut."""
+        _, height, width = self.shape
+        everywhere = np.zeros([-(-side // 2**SQUARE_LEVEL) for side in (height, width)], bool)
+        everywhere[: height // 2**SQUARE_LEVEL, : width // 2**SQUARE_LEVEL] = True
+        for gene in self.genes:
+            everywhere &= self.read_squares("expression", z, gene=gene) > 0
+        return everywhere
+
+    def most_expressed(self, most: int) -> list[str]:
+        """So many genes at most, those with most transcripts in all slices together, in the order of ``genes``."""
+        coarsest = self._levels[-1]
+        totals = {
+            gene: float(np.sum(coarsest[self._channels[f"expression {gene}"]], dtype=np.float64)) for gene in self.genes
+        }
+        chosen = sorted(self.genes, key=lambda gene: -totals[gene])[:most]
+        return [gene for gene in self.genes if gene in chosen]
 
     def level_for(self, side: int) -> int:
         """The finest level with no side longer than this, or the coarsest there is."""

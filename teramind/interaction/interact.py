@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from teramind.atlas.store import Atlas
+from teramind.checks import integer_between
 from teramind.engine.panel import Missing
 from teramind.errors import InputError
 from teramind.evaluate.extras import required
@@ -27,6 +29,7 @@ from teramind.interaction.tables import as_text, write_table
 from teramind.interaction.underlay import Underlay
 
 MAPS, PAGE, STATISTICS = "maps.ome.zarr", "interaction.html", "statistics.csv"
+MOST_SLICES = 1000  # on a page
 PARTNERS_SHOWN = 10  # of each region, on the terminal
 
 
@@ -63,7 +66,7 @@ def interact(
     roi: str | Sequence[int] | None = None,
     slices: str | tuple[int, int] | None = None,
     image: str | os.PathLike[str] | None = None,
-    nuclear_stain: str = "DAPI",
+    nuclear_stain: str | None = None,
     shown_slices: int = 6,
     device: str = "auto",
     panel: str | os.PathLike[str] | Sequence[str] | None = None,
@@ -79,7 +82,7 @@ def interact(
         atlas: the store of transcripts, or its path.
         checkpoint: a network whose windows are of four gene slices.
         output: folder to write: ``maps.ome.zarr``, ``statistics.csv``, ``interaction.html``, ``figures``, and
-            ``partners_GENE.csv``.
+            ``partners_GENE.csv`` (a ``/`` in a gene's name stands there as ``%2F``, as in a URL).
         genes: names of the genes, any number of the network's panel.
         pathway: or the name of a set of them: GLUT, DOPA, BLOD, or one of ``pathways``.
         pathways: GMT file of further pathways.
@@ -90,15 +93,15 @@ def interact(
         roi: ``"y0:y1,x0:x1"`` or four integers, atlas px, half open; grown outward to the patch grid. All if None.
         slices: ``"a:b"`` or two integers, half open. All if None.
         image: generated image whose nuclear stain the page draws the maps over; by default the atlas' own, if it has.
-        nuclear_stain: its name.
-        shown_slices: how many slices the page shows at most.
+        nuclear_stain: its name; by default DAPI, if there is such a stain.
+        shown_slices: how many slices the page shows at most; 0 for none.
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda:1".
         panel: names in the order of the network's gene axis (a list, or a file), for checkpoints that carry none.
         missing_genes: "error", or "zero" to let genes that the atlas lacks read as zero.
         map_genes: CSV file of two columns that pairs the network's genes with those of an atlas of other names; genes
             are asked for by the network's.
-        resume: go on with unfinished maps; statistics and page are made anew.
-        overwrite: replace maps that are there.
+        resume: go on with unfinished maps; statistics, page and partners are made anew.
+        overwrite: replace maps and partners that are there.
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
@@ -118,25 +121,40 @@ def interact(
         "roi": roi, "slices": slices, "device": device, "genes": panel, "missing_genes": missing_genes,
         "map_genes": map_genes,
     }  # fmt: skip
+    integer_between("shown_slices", shown_slices, 0, MOST_SLICES)
     if isinstance(atlas, str | os.PathLike):
         atlas = Atlas.open(atlas)
     made = Interaction()
-    looking = None if top_partners is None else MapSource(atlas, checkpoint, [top_partners], **question)
+    looking = file = None
+    if top_partners is not None:
+        file = _partners_file(Path(output), top_partners, replace=resume or overwrite)
+        looking = MapSource(atlas, checkpoint, [top_partners], **question)
     check_permutations(permutations, seed)
     if chosen is not None:
         under = _underlay(atlas, image, nuclear_stain)
         source = MapSource(atlas, checkpoint, chosen.genes, **question)
         how = {"resume": resume, "overwrite": overwrite, "progress": progress}
         made = _map(source, chosen, Path(output), under, shown_slices, **how)
-    if looking is not None:
+    if looking is not None and file is not None:
         partners = find_partners(looking, permutations=permutations, seed=seed, progress=progress)
-        file = Path(output) / f"partners_{top_partners}.csv"
         write_table(file, [row._asdict() for row in partners])
         made = replace(made, partners=partners, partners_file=file)
     return made
 
 
-def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str) -> Underlay | None:
+def _partners_file(folder: Path, gene: str, *, replace: bool) -> Path:
+    """Where a gene's partners are written; letters of its name that no file can have stand as %2F.
+
+    Raises:
+        InputError: there is such a file, and it may not be replaced.
+    """
+    file = folder / f"partners_{quote(gene, safe='')}.csv"
+    if file.exists() and not replace:
+        raise InputError(f"{file} exists already; --overwrite replaces it, or choose another --output")
+    return file
+
+
+def _underlay(atlas: Atlas, image: str | os.PathLike[str] | None, stain: str | None) -> Underlay | None:
     return Underlay.of_atlas(atlas, stain) if image is None else Underlay.of_image(image, atlas, stain)
 
 
@@ -174,14 +192,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("roi", "region in atlas px, ends exclusive; all by default", metavar="Y0:Y1,X0:X1")
     option("slices", "slices of the atlas, end exclusive; all by default", metavar="A:B")
     option("image", "generated image to draw the maps over; by default the atlas' own", metavar="IMAGE.ome.zarr")
-    option("nuclear_stain", "its stain", metavar="NAME")
+    option("nuclear_stain", "its stain; DAPI by default", metavar="NAME")
     option("shown_slices", "how many slices the page shows at most", type=int, metavar="N")
     option("device", "auto, cpu, cuda or cuda:1")
     option("panel", "names of the network's genes, one a line, for checkpoints that carry none", metavar="FILE")
     option("missing_genes", "what to do with genes that the atlas lacks", choices=("error", "zero"))
     option("map_genes", "pairs of the network's and the atlas' names for a gene, or mouse_human_81", metavar="FILE")
     option("resume", "go on with unfinished maps", action="store_true")
-    option("overwrite", "replace maps that are there", action="store_true")
+    option("overwrite", "replace maps and partners that are there", action="store_true")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
 
 

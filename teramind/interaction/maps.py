@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -25,11 +25,13 @@ from teramind.errors import InputError, Interrupted
 from teramind.generate import run_options
 from teramind.interaction.attention import IMAGE_SLICES, QUANTITIES, WINDOW_SLICES, interaction_maps
 from teramind.interaction.pathways import gene_indices
-from teramind.interaction.store import Block, MapStore, with_sums
+from teramind.interaction.store import Block, MapStore
 from teramind.model.network import check_gene_attention
 
 TILE = 128
-"""Bins that are read at once along a side: two blocks of the atlas."""
+"""Bins that are read at once along a side: two blocks of the atlas. Fewer where many genes are asked for."""
+TILE_BYTES = 32 << 20
+"""What the maps of a tile take at most."""
 BRAIN_BINS = 50 * 4576 * 6624
 """Bins of the published brain: 50 slices of 73,216 x 105,984 px."""
 
@@ -69,7 +71,8 @@ class MapSource:
         bins: the region, in bins of the atlas frame.
 
     Raises:
-        InputError: they do not fit together, or the network's windows are not of four gene slices.
+        InputError: they do not fit together, the atlas lacks an asked gene, or the network's windows are not of four
+            gene slices.
     """
 
     def __init__(
@@ -93,6 +96,9 @@ class MapSource:
         self.panel = self.job.panel.names or self.job.atlas.genes
         self.genes = gene_indices(asked, self.panel)
         self.gene_names = list(asked)
+        unread = [name for name, gene in zip(asked, self.genes, strict=True) if self.job.panel.columns[gene] < 0]
+        if unread:
+            raise InputError(f"the atlas lacks {', '.join(unread)}, so there is nothing to map: ask for genes it has")
         area = self.job.frame.output
         self.bins = Rectangle(
             area.y0 // BIN_SIZE, ceil_div(area.y1, BIN_SIZE), area.x0 // BIN_SIZE, ceil_div(area.x1, BIN_SIZE)
@@ -116,12 +122,26 @@ class MapSource:
             (4, K, 2, h, w).
         """
         maps = np.empty((len(QUANTITIES), len(self.genes), IMAGE_SLICES, *place.shape), np.float32)
-        for y in range(place.y0, place.y1, TILE):
-            for x in range(place.x0, place.x1, TILE):
-                tile = Rectangle(y, min(y + TILE, place.y1), x, min(x + TILE, place.x1))
-                rows, columns = (slice(y - place.y0, tile.y1 - place.y0), slice(x - place.x0, tile.x1 - place.x0))
-                maps[..., rows, columns] = self._read_tile(window, tile)
+        for rows, columns, part in self.tiles(window, place):
+            maps[..., rows, columns] = part
         return maps
+
+    def tiles(self, window: int, place: Rectangle) -> Iterator[tuple[slice, slice, npt.NDArray[np.float32]]]:
+        """The same, one tile in memory at a time: its rows and columns within the place, and its maps."""
+        side = self.tile_side()
+        for y in range(place.y0, place.y1, side):
+            for x in range(place.x0, place.x1, side):
+                tile = Rectangle(y, min(y + side, place.y1), x, min(x + side, place.x1))
+                rows, columns = (slice(y - place.y0, tile.y1 - place.y0), slice(x - place.x0, tile.x1 - place.x0))
+                yield rows, columns, self._read_tile(window, tile)
+
+    def tile_side(self) -> int:
+        """Bins along a side of a tile: whole patches, and the fewer the more genes there are."""
+        side, patch = TILE, self.job.config.patch_bins
+        of_a_bin = len(QUANTITIES) * len(self.genes) * IMAGE_SLICES * np.dtype(np.float32).itemsize
+        while of_a_bin * side**2 > TILE_BYTES and side % (2 * patch) == 0:
+            side //= 2
+        return side
 
     def _read_tile(self, window: int, tile: Rectangle) -> npt.NDArray[np.float32]:
         """The encoder's patches lie half a patch off the grid: so much more is read on each side, and cut off."""
@@ -220,8 +240,10 @@ def _fill(source: MapSource, store: MapStore, progress: bool) -> MapReport:
             y0, y1, x0, x1 = store.places(block.row, block.column)
             place = Rectangle(y0 + source.bins.y0, y1 + source.bins.y0, x0 + source.bins.x0, x1 + source.bins.x0)
             z, first, count = source.image_slices(block.window)
-            maps = source.read(block.window, place)[:, :, first : first + count]
-            store.write(block, z, with_sums(maps))
+            with store.gather(block, len(source.genes), count) as gathered:
+                for rows, columns, maps in source.tiles(block.window, place):
+                    gathered.put(rows, columns, maps[:, :, first : first + count])
+                store.write(block, z, gathered.channels())
             bins += _size(source, store, block)
             bar.update(_size(source, store, block))
     return MapReport(store.path, bins, perf_counter() - start)

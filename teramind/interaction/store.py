@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -16,7 +18,7 @@ from teramind.atlas.layout import ceil_div
 from teramind.engine.plan import Rectangle
 from teramind.engine.snapshot import FOLDER
 from teramind.errors import InputError
-from teramind.files import fsync
+from teramind.files import fsync, named_error
 from teramind.interaction.attention import QUANTITIES
 from teramind.interaction.journal import append_line, read_journal
 from teramind.ngff import Channel, build_pyramid, describe_channels, image_channels, level_encoder, open_levels
@@ -28,6 +30,8 @@ BLOCK = 512
 SUM = "sum"
 """Name of the channels that are the sum of all genes."""
 SYNC_THREADS = 16
+HELD = 32 << 20
+"""Bytes of a block that are kept in memory until it is whole; more of them are put on the disk."""
 
 _JOURNAL = "blocks-done.txt"
 _COLORS = {"lower": "00A0FF", "upper": "FF6A00", "window": "FF2D95", "expression": "7CFF3A"}
@@ -48,11 +52,65 @@ def channel_names(genes: Sequence[str]) -> list[str]:
     return [f"{quantity} {gene}" for quantity in QUANTITIES for gene in of_each]
 
 
-def with_sums(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Maps (4, K, Z, h, w) -> the channels that ``channel_names`` names, (C, Z, h, w)."""
-    if maps.shape[1] > 1:
-        maps = np.concatenate([maps.sum(axis=1, keepdims=True), maps], axis=1)
-    return maps.reshape(-1, *maps.shape[2:])
+class BlockMaps:
+    """Maps of a block: taken tile by tile, given channel by channel, so that few of them are in memory at once.
+
+    What is more than ``HELD`` waits in a file without a name, which is gone with the process.
+
+    Args:
+        folder: where such a file may be.
+        genes: K, how many.
+        shape: slices, and height and width in bins.
+    """
+
+    def __init__(self, folder: Path, genes: int, shape: tuple[int, int, int]) -> None:
+        self._folder, self._genes, self._shape = folder, genes, shape
+        self._tiles: list[tuple[slice, slice]] = []
+        self._starts: list[int] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.SpooledTemporaryFile(HELD, dir=str(folder))  # noqa: SIM115 - closed by __exit__
+
+    def put(self, rows: slice, columns: slice, maps: npt.NDArray[np.float32]) -> None:
+        """Take the maps (4, K, Z, h, w) of a tile, given by its bins within the block.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._tiles.append((rows, columns))
+        try:
+            self._starts.append(self._file.seek(0, 2))
+            self._file.write(np.ascontiguousarray(maps).data)
+        except OSError as error:
+            raise named_error(error, self._folder, maps.nbytes) from error
+
+    def channels(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """The channels that ``channel_names`` names: number and planes (Z, h, w), the sums after what they are of."""
+        several = self._genes > 1
+        for quantity in range(len(QUANTITIES)):
+            first = quantity * (self._genes + several)
+            total = np.zeros(self._shape, np.float32)
+            for gene in range(self._genes):
+                planes = self._gene(quantity, gene)
+                total += planes
+                yield first + several + gene, planes
+            if several:
+                yield first, total
+
+    def _gene(self, quantity: int, gene: int) -> npt.NDArray[np.float32]:
+        planes = np.empty(self._shape, np.float32)
+        for start, (rows, columns) in zip(self._starts, self._tiles, strict=True):
+            part = planes[:, rows, columns]
+            self._file.seek(start + (quantity * self._genes + gene) * part.nbytes)
+            part[:] = np.frombuffer(self._file.read(part.nbytes), np.float32).reshape(part.shape)
+        return planes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
 
 
 class MapStore:
@@ -129,15 +187,24 @@ class MapStore:
         rows, columns = (ceil_div(side, BLOCK) for side in self._shape[2:])
         return (Block(w, row, column) for w in range(windows) for row in range(rows) for column in range(columns))
 
-    def write(self, block: Block, z: int, values: npt.NDArray[np.float32]) -> None:
-        """Write the channels (C, Z, h, w) of a block whose first slice is ``z`` of the image, and note it as done.
+    def gather(self, block: Block, genes: int, slices: int) -> BlockMaps:
+        """An empty place for the maps of a block, so many slices of it."""
+        return BlockMaps(self._journal.parent, genes, (slices, *self.places(block.row, block.column).shape))
+
+    def write(self, block: Block, z: int, channels: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
+        """Write a block whose first slice is ``z`` of the image, and note it as done.
+
+        Args:
+            block: which.
+            z: its first slice.
+            channels: of all channels their number and planes (Z, h, w), in any order.
 
         Raises:
             OSError: naming the file that could not be written.
         """
         written = [
             self._encoder.write((channel, z + depth, block.row, block.column), plane)
-            for channel, planes in enumerate(values)
+            for channel, planes in channels
             for depth, plane in enumerate(planes)
         ]
         files = [path for path in written if path is not None]

@@ -17,6 +17,9 @@ from teramind.errors import InputError
 from teramind.evaluate.sources import GeneratedImage
 from teramind.ngff import image_channels, image_pixel_size, image_translation, open_levels
 
+NUCLEAR_STAIN = "DAPI"
+"""Drawn under maps where none is asked for."""
+
 
 class Underlay:
     """A stain that maps are drawn over, read from the level of its pyramid that suits the picture.
@@ -34,21 +37,30 @@ class Underlay:
         self._corner = y - self._pixel_size / 2, x - self._pixel_size / 2
 
     @classmethod
-    def of_atlas(cls, atlas: Atlas, stain: str) -> Underlay | None:
-        """The measured stain; None if the atlas has no such image."""
-        names = [name.casefold() for name in atlas.stains]
-        if not atlas.has_images or stain.casefold() not in names:
-            return None
+    def of_atlas(cls, atlas: Atlas, stain: str | None = None) -> Underlay | None:
+        """The measured stain; by default DAPI, and None if the atlas has no image of it.
+
+        Raises:
+            InputError: a stain is asked for, and the atlas has no image of it.
+        """
+        names = [name.casefold() for name in atlas.stains] if atlas.has_images else []
+        wanted = stain or NUCLEAR_STAIN
+        if wanted.casefold() not in names:
+            if stain is None:
+                return None
+            has = f"it has {', '.join(atlas.stains)}" if names else "it has no images; --image takes a generated one"
+            raise InputError(f"the atlas has no image of the stain {stain}: {has}")
         group = zarr.open_group(atlas.path, path=IMAGES, mode="r")
-        return cls(group, names.index(stain.casefold()), 0, f"{stain} as measured")
+        return cls(group, names.index(wanted.casefold()), 0, f"{wanted} as measured")
 
     @classmethod
-    def of_image(cls, path: str | os.PathLike[str], atlas: Atlas, stain: str) -> Underlay:
-        """The stain of a generated image.
+    def of_image(cls, path: str | os.PathLike[str], atlas: Atlas, stain: str | None = None) -> Underlay:
+        """The stain of a generated image; by default DAPI.
 
         Raises:
             InputError: it is no image of this atlas' tissue, or has no such stain.
         """
+        stain = stain or NUCLEAR_STAIN
         extent = GeneratedImage(path, atlas).extent
         group = zarr.open_group(Path(path), mode="r")
         names = [channel.name.casefold() for channel in image_channels(group)]

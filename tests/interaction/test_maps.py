@@ -17,7 +17,9 @@ from teramind.errors import Interrupted
 from teramind.interaction import maps as maps_module
 from teramind.interaction import store as store_module
 from teramind.interaction.attention import interaction_maps
+from teramind.interaction.image import MapImage
 from teramind.interaction.maps import MapSource, write_maps
+from teramind.interaction.statistics import pathway_statistics
 from teramind.interaction.store import MapStore
 from teramind.ngff import image_channels, image_pixel_size, image_translation, open_levels
 
@@ -55,7 +57,10 @@ def expected_maps(source):
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_maps_are_those_of_the_whole_atlas_at_once(tmp_path, source, counts):
+@pytest.mark.parametrize("held", [0, 1 << 20])
+def test_maps_are_those_of_the_whole_atlas_at_once(tmp_path, source, counts, monkeypatch, held):
+    """Whether a block waits in memory or in a file."""
+    monkeypatch.setattr(store_module, "HELD", held)
     expected = expected_maps(source)
     report = write_maps(source, tmp_path / "maps.ome.zarr")
     written = channels(tmp_path / "maps.ome.zarr").reshape(4, 3, 3, *BINS)
@@ -179,6 +184,26 @@ def test_memory_does_not_grow_with_the_atlas(tmp_path, make_atlas, checkpoint_pa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < peaks[1] + 100_000
+
+
+def test_memory_does_not_grow_with_the_genes(tmp_path, make_atlas, make_network, monkeypatch):
+    """Maps and statistics of 32 genes, whose block takes 4.3 MB, take as much memory as those of 2."""
+    monkeypatch.setattr(store_module, "HELD", 100_000)
+    monkeypatch.setattr(maps_module, "TILE_BYTES", 400_000)
+    genes = [f"g{number}" for number in range(32)]
+    atlas = make_atlas(
+        tmp_path / "atlas.zarr", np.random.default_rng(7).poisson(0.05, (2, 64, 64, 32)), 1024, 1024, genes=genes
+    )
+    save_checkpoint(tmp_path / "net.safetensors", make_network(genes=32), genes=genes)
+    peaks = []
+    for name, asked in (("first", 2), ("few", 2), ("many", 32)):  # the first one pays for what is set up once
+        source = MapSource(atlas, tmp_path / "net.safetensors", genes[:asked])
+        tracemalloc.start()
+        write_maps(source, tmp_path / f"{name}.ome.zarr")
+        pathway_statistics(MapImage(tmp_path / f"{name}.ome.zarr"), drawn=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 1_000_000
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -56,6 +56,14 @@ def test_maps_are_asked_for_by_the_networks_names(tmp_path, atlases, checkpoint_
     assert np.array_equal(voxels(tmp_path / "mouse/maps.ome.zarr"), voxels(tmp_path / "human/maps.ome.zarr"))
 
 
+@pytest.mark.parametrize("question", [{"genes": ["Th", "Aqp4"]}, {"top_partners": "Aqp4"}])
+def test_genes_that_the_atlas_lacks_have_no_maps(tmp_path, atlases, checkpoint_path, question):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="the atlas lacks Aqp4, so there is nothing to map"):
+        interact(atlases / "human.zarr", checkpoint_path, out, **question, map_genes=atlases / "orthologs.csv")
+    assert not out.exists()
+
+
 def test_a_change_is_named_as_in_the_atlas(tmp_path, atlases, checkpoint_path):
     options = {"map_genes": atlases / "orthologs.csv", "seeds": 1, "tile": 64, **FEW}
     with pytest.raises(InputError, match="does not read XIST"):

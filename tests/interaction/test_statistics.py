@@ -70,6 +70,25 @@ def test_the_histogram_keeps_every_point():
     np.testing.assert_allclose(y, [step / 2, 1.25 + step / 2, 3 + step / 2])
 
 
+@pytest.mark.parametrize("reach", [0.4, 1.7, 3.1, 7.9, 15.9])
+def test_bars_have_no_gaps_of_their_own(reach):
+    """Points everywhere make bars of nearly one height, whatever the range."""
+    histogram = JointHistogram()
+    points = np.linspace(0.05, reach, 300_001)
+    histogram.update(points, points[::-1])
+    x, y, weights = histogram.points()
+    for axis, values in ((0, x), (1, y)):
+        edges = histogram.edges(axis, 60, 8)
+        cells = edges * (JointHistogram.CELLS / JointHistogram.MOST)
+        assert np.array_equal(cells, np.round(cells))
+        assert 8 <= len(edges) - 1 <= 60
+        bars, _ = np.histogram(values, edges, weights=weights)
+        assert bars.sum() == weights.sum()
+        inner = bars[np.flatnonzero(bars)[1:-1]]
+        assert inner.max() <= 1.01 * inner.min()
+        assert (np.diff(np.flatnonzero(bars)) == 1).all()
+
+
 def test_statistics_of_maps_are_those_of_their_planes(tmp_path, atlas_path, checkpoint_path, monkeypatch):
     monkeypatch.setattr("teramind.interaction.statistics._BAND", 8)
     source = MapSource(atlas_path, checkpoint_path, ASKED, slices="1:3")
