@@ -122,6 +122,8 @@ def interact(
         "map_genes": map_genes,
     }  # fmt: skip
     integer_between("shown_slices", shown_slices, 0, MOST_SLICES)
+    if Path(output).exists() and not Path(output).is_dir():
+        raise InputError(f"{output} is there and no folder; choose another --output")
     if isinstance(atlas, str | os.PathLike):
         atlas = Atlas.open(atlas)
     made = Interaction()

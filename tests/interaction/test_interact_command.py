@@ -171,3 +171,10 @@ def test_maps_lie_on_the_generated_image(tmp_path, imaged_atlas, checkpoint_path
     with pytest.raises(InputError, match="has no stain Cellbound2"):
         interact(imaged_atlas, checkpoint_path, tmp_path / "other", ["Th"], image=image, nuclear_stain="Cellbound2")
     assert not (tmp_path / "other").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path, imaged_atlas, checkpoint_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(InputError, match="mine is there and no folder"):
+        interact(imaged_atlas, checkpoint_path, tmp_path / "mine", ["Th"])
+    assert (tmp_path / "mine").read_text() == "mine"
