@@ -203,8 +203,8 @@ def _demonstrate(folder: str, given: dict[str, Any]) -> int:
         raise InputError(f"--demo makes its own atlas, but {given['atlas']} was given: leave out one of the two")
     if isinstance(given["steps"], _NotGiven):
         del given["steps"]
-    own = {name: given.get(name) for name in ("checkpoint", "steps", "device", "progress")}
-    own = {name: value for name, value in own.items() if value is not None}
+    meant = ("checkpoint", "steps", "device", "progress")
+    own: dict[str, Any] = {name: given[name] for name in meant if given.get(name) is not None}
     sys.stdout.write(demonstrate(folder, **own).summary() + "\n")
     return 0
 

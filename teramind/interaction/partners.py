@@ -206,8 +206,8 @@ class _BlockQueries:
 
     def __init__(self, net: TeraMind, patches: npt.NDArray[Any], gene: int, generator: np.random.Generator) -> None:
         """Project counts (N, G, 4, p, p)."""
-        self.read: _Mask = patches[:, gene].any(axis=(1, 2, 3))
-        self._live: _Mask = patches.any(axis=(1, 2, 3, 4))
+        self.read: _Mask = np.asarray(patches[:, gene].any(axis=(1, 2, 3)))
+        self._live: _Mask = np.asarray(patches.any(axis=(1, 2, 3, 4)))
         self._gene, self._generator = gene, generator
         [block] = parts(net.rna_blocks[0])
         self._attention = block.attn
@@ -216,7 +216,7 @@ class _BlockQueries:
         self._known: dict[bytes, tuple[Row, Row, int]] = {}
         # Of live patches alone; (N, G, F) in their places would be mostly nothing at the tissue's edge.
         self._place = np.cumsum(self._live) - 1
-        with on_device(device), full_float32(device):
+        with torch.no_grad(), on_device(device), full_float32(device):
             tokens = torch.from_numpy(patches[self._live].astype(np.float32)).to(device).flatten(2)
             self._queries = F.linear(tokens, self._attention.q.weight, self._attention.q.bias)
 
@@ -246,7 +246,7 @@ class _BlockQueries:
             queries = self._queries[target]
             queries[:, self._gene] = self._queries[source, self._gene]
             rows = gene_attention_rows(queries, self._attention.q_norm.weight, self._rows)  # (N, 1, G)
-        return rows[:, 0].double().sum(dim=0).cpu().numpy()
+        return np.asarray(rows[:, 0].double().sum(dim=0).cpu().numpy(), dtype=np.float64)
 
 
 def _patch_labels(source: MapSource, window: int, place: Rectangle, bins: int) -> npt.NDArray[np.int64]:
