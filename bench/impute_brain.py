@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import impute_figures
 import numpy as np
@@ -209,10 +210,8 @@ class Experiments:
         self.measured = join_cells([part for index, part in enumerate(shown) if index not in HELD_OUT])
         self.models = train_all(self.measured, scale, seed)
 
-    def imputed(
-        self, models: Models, measured: Cells, plane: Plane, hole: Disc | None = None, temperature: float = 1.0
-    ) -> Cells:
-        return fill(models, measured, plane, hole, placement=self.placement, type_temperature=temperature).cells
+    def imputed(self, models: Models, measured: Cells, plane: Plane, hole: Disc | None = None, **options: Any) -> Cells:
+        return fill(models, measured, plane, hole, placement=self.placement, **options).cells
 
     def held_out_slices(self) -> tuple[Cells, dict[str, Cells], Plane]:
         """Returns truth, predictions and plane of the last slice, for the figures."""
@@ -220,9 +219,9 @@ class Experiments:
             truth, plane = self.slices[index], plane_of(self.slices[index])
             types = self.models.types.sample(truth.positions, torch.Generator().manual_seed(self.seed))
             predictions = {
-                "imputed": (imputed := self.imputed(self.models, self.measured, plane)),
-                "imputed, even types": self.with_even_types(imputed),
-                "imputed, likely types": self.imputed(self.models, self.measured, plane, temperature=LIKELY),
+                "imputed": self.imputed(self.models, self.measured, plane),
+                "imputed, even types": self.imputed(self.models, self.measured, plane, type_draws="even"),
+                "imputed, likely types": self.imputed(self.models, self.measured, plane, type_temperature=LIKELY),
                 "imputed, true places": express(self.models, replace(truth, types=types)),
                 "imputed, true types": replace(
                     express(self.models, of_known_types(truth, self.models)), types=truth.types
@@ -232,10 +231,6 @@ class Experiments:
             }
             self.results.add("slices held out", truth, predictions, plane, self.measured)
         return truth, predictions, plane
-
-    def with_even_types(self, cells: Cells) -> Cells:
-        types = self.models.types.sample(cells.positions, torch.Generator().manual_seed(self.seed), draws="even")
-        return express(self.models, replace(cells, types=types))
 
     def hole(self) -> None:
         """Networks and rules have seen the slice without what was in the hole."""

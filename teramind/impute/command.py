@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from teramind.errors import InputError
 from teramind.files import appears_whole, check_output
 from teramind.impute import baseline
 from teramind.impute.cells import Cells, join_cells
+from teramind.impute.celltype import Draws
 from teramind.impute.data import check_name, read_slices, write_cells
 from teramind.impute.differential import DifferentialTable, differential_expression, write_tables
 from teramind.impute.evaluation import DEFAULT_RADII, compare
@@ -174,12 +175,14 @@ def _place_planes(
         filled = place(
             models, measured, plane, region, placement=placement, conditions=conditions,
             section_thickness=arguments.section_thickness, type_temperature=arguments.type_temperature,
+            type_draws=arguments.type_draws,
             name=arguments.name if len(planes) == 1 else f"{arguments.name} {index + 1}",
         )  # fmt: skip
         found.append(filled)
         placed = filled.placement
         facts.append(
             {"plane": asdict(plane), "hole": arguments.hole, "placement": asdict(placement)}
+            | {"type_draws": arguments.type_draws}
             | {"acceptance": placed.acceptance, "drawn_around_measured": placed.fallback}
         )
     return found, facts
@@ -312,6 +315,11 @@ def _add_fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--type-temperature", type=float, default=1.0, help="of the draws of types; below 1 favours likely ones"
     )
+    parser.add_argument(
+        "--type-draws", choices=get_args(Draws), default="independent",
+        help="even mixes them evenly among neighbours: truer shares around each place, and no say on which types touch "
+        "(default: independent)",
+    )  # fmt: skip
     _add_atlas(parser)
     parser.add_argument(
         "--differential", metavar="TSV", help="with --expression-only, file for the genes that --set changes"

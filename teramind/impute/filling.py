@@ -11,6 +11,7 @@ import torch
 
 from teramind.errors import InputError
 from teramind.impute.cells import Cells
+from teramind.impute.celltype import Draws
 from teramind.impute.density import TissueDensity
 from teramind.impute.generation import GenerationOptions, generate_expression
 from teramind.impute.models import Models
@@ -43,6 +44,7 @@ def fill(
     conditions: Mapping[str, str] | None = None,
     section_thickness: float = SECTION_THICKNESS,
     type_temperature: float = 1.0,
+    type_draws: Draws = "independent",
     name: str = "imputed",
 ) -> Filled:
     """Fill a plane of the tissue, or a hole in it. Only ``measured`` is looked at, never the target.
@@ -59,6 +61,7 @@ def fill(
             otherwise.
         section_thickness: of the measured slices, mm.
         type_temperature: of the draws of types; below 1, what is likely gets likelier.
+        type_draws: "independent", or "even" to mix types evenly among neighbours; see ``TypeModel.sample``.
         name: of the new section.
 
     Raises:
@@ -67,7 +70,7 @@ def fill(
     chosen = choose_genes(models, measured, genes)
     filled = place(
         models, measured, plane, region, placement=placement, conditions=conditions,
-        section_thickness=section_thickness, type_temperature=type_temperature, name=name,
+        section_thickness=section_thickness, type_temperature=type_temperature, type_draws=type_draws, name=name,
     )  # fmt: skip
     return replace(filled, cells=generate_expression(models.expression, filled.cells, generation, genes=chosen))
 
@@ -82,6 +85,7 @@ def place(
     conditions: Mapping[str, str] | None = None,
     section_thickness: float = SECTION_THICKNESS,
     type_temperature: float = 1.0,
+    type_draws: Draws = "independent",
     name: str = "imputed",
 ) -> Filled:
     """The first two stages of ``fill``: cells with types, whose expression ``generate_expression`` writes.
@@ -94,7 +98,7 @@ def place(
     density = TissueDensity(measured, section_thickness)
     placed = place_cells(models.locations, measured, density, plane, placement, region)
     generator = torch.Generator().manual_seed(placement.seed)
-    types = models.types.sample(placed.positions, generator, temperature=type_temperature)
+    types = models.types.sample(placed.positions, generator, temperature=type_temperature, draws=type_draws)
     sections = np.full(len(types), name)
     cells = Cells(placed.positions, types, sections=sections, metadata=vocabulary.describe(types, conditions or {}))
     return Filled(cells, placed)

@@ -75,7 +75,7 @@ def test_train_fill_evaluate(folder, trained, held_out, capsys):
     for name in ("prediction", "rule-based baseline", "shuffled rows", "mean profile", "type means"):
         assert name in table
     content = json.loads(scores.read_text())
-    assert content["version"] == 1
+    assert content["version"] == 2
     values = {name: content["soft"][name]["spearman"]["0.1"] for name in content["soft"]}
     assert values["prediction"] > values["shuffled rows"]
     assert content["layout"]["prediction"]["copies"] < 0.05 < content["layout"]["rule-based baseline"]["copies"]
@@ -220,6 +220,17 @@ def broken_files(folder):
     np.savez(folder / "torn.npz", origin=[0.0, 0.0], **mask)
     (folder / "torn.npz").write_bytes((folder / "torn.npz").read_bytes()[:-40])
     np.savez(folder / "nowhere.npz", origin=[np.nan, 0.0], **mask)
+
+
+def test_types_are_drawn_as_asked(folder, trained, tmp_path):
+    """The same cells in the same places, with other draws of their types."""
+    made = {}
+    for draws in ("independent", "even"):
+        words = ["impute", "fill", str(trained), *measured_files(folder), "--plane", "coronal:4", "--guidance", "0"]
+        assert main([*words, "--output", str(tmp_path / f"{draws}.h5ad"), "--type-draws", draws]) == 0
+        made[draws] = read_cells(tmp_path / f"{draws}.h5ad", sections=None, raw_counts=False)
+    np.testing.assert_array_equal(made["independent"].positions, made["even"].positions)
+    assert (made["independent"].types != made["even"].types).any()
 
 
 @pytest.mark.parametrize(
