@@ -134,7 +134,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of all that: make a phantom brain, generate it with the network that comes along, and compare",
     )
     add_run_options(parser)
-    parser.set_defaults(steps=_NotGiven(parser.get_default("steps")))  # the demonstration has a default of its own
     option("resume", "go on with an unfinished output", action="store_true")
     option("overwrite", "replace an output that is there", action="store_true")
     option("snapshot_minutes", "time between snapshots", type=float)
@@ -167,10 +166,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     option("workers", "tiles worked on at once on a CPU", type=int)
 
 
-class _NotGiven(int):
-    """The default of a number, to be told from the same number when it is given."""
-
-
 def _adder(parser: argparse.ArgumentParser) -> Callable[..., None]:
     """Adds an option with the default that it has in ``generate``."""
     default = {name: value.default for name, value in inspect.signature(generate).parameters.items()}
@@ -201,10 +196,8 @@ def _demonstrate(folder: str, given: dict[str, Any]) -> int:
 
     if given["atlas"] is not None:
         raise InputError(f"--demo makes its own atlas, but {given['atlas']} was given: leave out one of the two")
-    if isinstance(given["steps"], _NotGiven):
-        del given["steps"]
     meant = ("checkpoint", "steps", "device", "progress")
-    own: dict[str, Any] = {name: given[name] for name in meant if given.get(name) is not None}
+    own: dict[str, Any] = {name: given[name] for name in meant if given[name] is not None}
     sys.stdout.write(demonstrate(folder, **own).summary() + "\n")
     return 0
 

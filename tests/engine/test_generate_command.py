@@ -16,6 +16,7 @@ from PIL import Image
 import teramind
 from teramind import InputError
 from teramind.cli import main
+from teramind.demo import demonstrate
 from teramind.generate import add_arguments, generate
 
 FEW = ["--steps", "2", "--tile", "64", "--roi", "0:64,0:64", "--slices", "0:2", "--border", "constant"]
@@ -40,6 +41,12 @@ def test_every_option_is_documented_in_both_places():
         assert action.help
         if action.dest not in ("help", "demo"):
             assert f"    {action.dest}: " in described
+
+
+def test_the_demonstration_takes_as_many_steps_as_a_run():
+    """The command passes its own default on."""
+    default = inspect.signature(generate).parameters["steps"].default
+    assert inspect.signature(demonstrate).parameters["steps"].default == default
 
 
 @pytest.mark.parametrize("words", [["-m", "teramind.generate"], ["-m", "teramind", "generate"]])
