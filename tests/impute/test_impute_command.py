@@ -290,7 +290,7 @@ def test_a_failing_evaluation_leaves_no_scores(folder, held_out, tmp_path, capsy
     assert "exists" in capsys.readouterr().err
     assert scores.read_text() == "kept"
     assert main([*words, "--overwrite"]) == 0
-    assert json.loads(scores.read_text())["version"] == 1
+    assert json.loads(scores.read_text())["version"] == 2
 
 
 def unaligned(cells):
