@@ -198,7 +198,20 @@ def test_filled_cells_become_slices_by_the_command(tmp_path, brain_atlas, measur
     few = [word for stage in ("locations", "types", "expression") for word in (f"--steps-{stage}", "30")]
     assert main(["impute", "train", data, "--models", models, "--size", "tiny", *few]) == 0
     output, denser = tmp_path / "made.h5ad", tmp_path / "denser.zarr"
-    words = ["impute", "fill", models, data, "--output", str(output), "--atlas", str(brain_atlas), "--steps", "5"]
+    words = [
+        "impute",
+        "fill",
+        models,
+        data,
+        "--output",
+        str(output),
+        "--atlas",
+        str(brain_atlas),
+        "--steps",
+        "5",
+        "--guidance",
+        "0",
+    ]
     planes = ["--plane", "coronal:4.1", "coronal:4.2", "--thickness", "0.02", "--slices", "2"]
     where = ["--denser-atlas", str(denser), "--atlas-origin", "1.9,1.9,4"]
     before = sorted(path.name for path in tmp_path.iterdir())
